@@ -1,0 +1,352 @@
+//! Full captures: from the request to the record of what was captured.
+//!
+//! # A capture's life
+//!
+//! 1. Its record is written, `pending`. From here on a crash finds it.
+//! 2. The engine starts the job. When that returns, the next matching packet is a hit, and the client
+//!    gets its answer.
+//! 3. A thread waits for the job's end: a limit, the time, [`Captures::stop`], a failure, a shutdown.
+//! 4. The record is written, `success` or `failed`, and the capture is no longer live.
+//!
+//! What is `running` is known from who is alive, not from the database: one write less before the
+//! answer.
+//!
+//! # Threads
+//!
+//! Everything here blocks, for as long as the disk takes; the HTTP side calls it from threads that may.
+
+mod engine;
+mod live;
+mod recovery;
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use capture_user::{
+    engine::{Ending, EngineError, JobSpec, StartError, Summary},
+    error::with_causes,
+    segment::{Rotation, SegmentError, Target},
+};
+use thiserror::Error;
+
+use self::engine::Engines;
+pub(crate) use self::live::by_cause;
+pub use self::{
+    live::{Live, QueueStats, Rates, Stats},
+    recovery::Recovered,
+};
+use crate::{
+    config::{Buffers, Config},
+    id,
+    metrics::Counters,
+    record::{Record, Status, now_us},
+    request::FullRequest,
+    store::{Store, StoreError},
+};
+
+/// What the API documents for a full capture that found nothing.
+pub const NO_PACKETS: &str = "No packets matched the filter in the time limit given. Please modify the \
+                              filter or try again.";
+
+/// A capture could not be created, found or stopped.
+#[derive(Debug, Error)]
+pub enum CaptureError {
+    /// As many as there may be.
+    #[error("{limit} captures are running, the most that this host allows: stop one, or wait")]
+    Full {
+        /// How many.
+        limit: usize,
+    },
+    /// No such capture, or another account's.
+    #[error("no capture has the id {}", id::show(*.0))]
+    Unknown(u128),
+    /// The destination cannot be written.
+    #[error("the destination cannot be written: {0}")]
+    Destination(String),
+    /// The daemon is on its way out.
+    #[error("the service is shutting down")]
+    ShuttingDown,
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The interfaces.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The job.
+    #[error(transparent)]
+    Start(StartError),
+    /// A thread could not be started.
+    #[error("no thread for the capture")]
+    Thread(#[source] std::io::Error),
+}
+
+/// All captures.
+#[derive(Debug)]
+pub struct Captures {
+    store: Store,
+    engines: Engines,
+    live: Mutex<HashMap<u128, Arc<Live>>>,
+    /// Captures from before they start until their end has been written.
+    busy: AtomicUsize,
+    limit: usize,
+    prefix: String,
+    buffers: Buffers,
+    last_submitted_us: AtomicI64,
+    closing: AtomicBool,
+    counters: Arc<Counters>,
+}
+
+/// A capture's place among those that may run at once.
+struct Slot(Arc<Captures>);
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.busy.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Captures {
+    /// Opens the database and the interfaces, and closes what a crash left open.
+    pub fn open(config: &Config, counters: Arc<Counters>) -> Result<Arc<Self>, CaptureError> {
+        let store = Store::open(&config.data_dir)?;
+        recovery::recover(&store)?;
+        let engines = Engines::open(config)?;
+        let host = if config.host.is_empty() { host_name() } else { config.host.clone() };
+        Ok(Arc::new(Self {
+            store,
+            engines,
+            live: Mutex::default(),
+            busy: AtomicUsize::new(0),
+            limit: config.max_jobs,
+            prefix: format!("{}_{host}", config.colo),
+            buffers: config.buffers.clone(),
+            last_submitted_us: AtomicI64::new(0),
+            closing: AtomicBool::new(false),
+            counters,
+        }))
+    }
+
+    fn live(&self) -> MutexGuard<'_, HashMap<u128, Arc<Live>>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Captures that run now.
+    pub fn running(&self) -> usize {
+        self.live().len()
+    }
+
+    /// Whether a capture could be started, as far as the interfaces go.
+    pub fn ready(&self) -> Result<(), String> {
+        if self.closing.load(Ordering::Acquire) {
+            return Err(CaptureError::ShuttingDown.to_string());
+        }
+        self.engines.ready()
+    }
+
+    fn slot(self: &Arc<Self>) -> Result<Slot, CaptureError> {
+        let take = |busy| (busy < self.limit).then_some(busy + 1);
+        self.busy
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, take)
+            .map_err(|_full| CaptureError::Full { limit: self.limit })?;
+        Ok(Slot(Arc::clone(self)))
+    }
+
+    /// A time that no other capture has: their order is the order of these.
+    fn submitted_us(&self) -> i64 {
+        let now = now_us();
+        let later = |last: i64| Some(now.max(last + 1));
+        self.last_submitted_us
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, later)
+            .map_or(now, |last| now.max(last + 1))
+    }
+
+    /// Starts a full capture.
+    pub fn create(
+        self: &Arc<Self>,
+        account: u128,
+        request: &FullRequest,
+    ) -> Result<Record, CaptureError> {
+        let slot = self.slot()?;
+        if self.closing.load(Ordering::Acquire) {
+            return Err(CaptureError::ShuttingDown);
+        }
+        let record = Record::new(account, request, self.submitted_us());
+        self.store.put(&record)?;
+        let job = match self.engines.start(|| self.spec(&record, request)) {
+            Ok(job) => job,
+            Err(error) => {
+                // It never was: no client knows its id.
+                self.store.remove(&record)?;
+                // Removed only if nothing is in it.
+                drop(std::fs::remove_dir(&record.folder));
+                return Err(refusal(error, self.limit));
+            }
+        };
+        let live = Arc::new(Live::new(record, job));
+        let record = live.record();
+        self.live().insert(record.id, Arc::clone(&live));
+        self.counters.captures_started();
+        let waiter = thread::Builder::new().name("tl-capture".into());
+        let watched = Arc::clone(&live);
+        let watch = move || {
+            let summary = watched.wait();
+            slot.0.close(&watched, summary.as_ref());
+            drop(slot);
+        };
+        if let Err(error) = waiter.spawn(watch) {
+            live.stop();
+            self.live().remove(&record.id);
+            return Err(CaptureError::Thread(error));
+        }
+        // A shutdown that began meanwhile may not have seen it.
+        if self.closing.load(Ordering::Acquire) {
+            live.stop();
+        }
+        Ok(record)
+    }
+
+    fn spec(&self, record: &Record, request: &FullRequest) -> JobSpec {
+        JobSpec {
+            filter: request.filter,
+            packet_limit: request.packet_limit.map(u64::from),
+            byte_limit: request.byte_limit,
+            duration: Some(Duration::from_secs(request.time_limit.into())),
+            rotation: Rotation { bytes: Some(self.buffers.segment_bytes), every: None },
+            comment: format!("capture {}", id::show(record.id)),
+            buffers: self.buffers.per_queue,
+            buffer_size: self.buffers.bytes,
+            ..JobSpec::new(Target::Directory {
+                path: record.folder.clone(),
+                prefix: self.prefix.clone(),
+            })
+        }
+    }
+
+    /// A capture of an account.
+    pub fn get(&self, account: u128, id: u128) -> Result<Record, CaptureError> {
+        // What has ended is in the database before it is no longer live.
+        if let Some(live) = self.find_live(account, id) {
+            return Ok(live.record());
+        }
+        self.store.get(account, id)?.ok_or(CaptureError::Unknown(id))
+    }
+
+    /// A capture of an account, if it runs.
+    pub fn find_live(&self, account: u128, id: u128) -> Option<Arc<Live>> {
+        self.live().get(&id).filter(|live| live.account() == account).map(Arc::clone)
+    }
+
+    /// The newest captures of an account.
+    pub fn list(&self, account: u128, most: usize) -> Result<Vec<Record>, CaptureError> {
+        let live: HashMap<u128, Arc<Live>> = self.live().clone();
+        let mut records = self.store.list(account, most)?;
+        for record in &mut records {
+            // A capture may have ended between the two looks; then the database has the news.
+            if !record.is_final()
+                && let Some(live) = live.get(&record.id)
+            {
+                *record = live.record();
+            }
+        }
+        Ok(records)
+    }
+
+    /// Tells a capture to stop. One that has ended is left as it is.
+    pub fn stop(&self, account: u128, id: u128) -> Result<(), CaptureError> {
+        let Some(live) = self.find_live(account, id) else {
+            return self.store.get(account, id)?.map(drop).ok_or(CaptureError::Unknown(id));
+        };
+        if let Some(record) = live.request_stop(now_us()) {
+            // First the job, which packets depend on. Its end may be written before this; then there
+            // is nothing left to write.
+            live.stop();
+            live.unless_closed(|| self.store.put(&record))?;
+        }
+        Ok(())
+    }
+
+    /// Step 4.
+    fn close(&self, live: &Live, summary: Option<&Summary>) {
+        let outcome = live.close(|record| {
+            conclude(record, summary, self.closing.load(Ordering::Acquire));
+            self.store.put(record)
+        });
+        if let Err(error) = outcome {
+            // The next start closes it by its files.
+            tracing::error!(error = with_causes(&error), "the end of a capture is not remembered");
+        }
+        let record = live.record();
+        self.counters.capture_ended(record.status, summary);
+        tracing::info!(
+            pcap_id = id::show(record.id),
+            status = ?record.status,
+            packets = record.packets_captured,
+            error = record.error_message,
+            "capture ended"
+        );
+        self.live().remove(&record.id);
+        live.announce_end();
+    }
+
+    /// Seals every capture and refuses new ones. Returns whether all ended in time.
+    pub fn shutdown(&self, patience: Duration) -> bool {
+        self.closing.store(true, Ordering::Release);
+        let start = Instant::now();
+        loop {
+            self.live().values().for_each(|live| live.stop());
+            if self.busy.load(Ordering::Acquire) == 0 {
+                return true;
+            }
+            if start.elapsed() > patience {
+                return false;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+/// Enters into the record how its job ended.
+fn conclude(record: &mut Record, summary: Option<&Summary>, closing: bool) {
+    let Some(summary) = summary else {
+        record.status = Status::Failed;
+        record.error_message = Some("The capture engine ended unexpectedly.".into());
+        return;
+    };
+    record.packets_captured = summary.law.written.packets;
+    record.segments = summary.segments.iter().map(Into::into).collect();
+    record.summary = serde_json::to_value(summary).ok();
+    (record.status, record.error_message) = match &summary.ending {
+        Ending::Failed(cause) => (Status::Failed, Some(cause.clone())),
+        _ if record.packets_captured > 0 => (Status::Success, None),
+        Ending::Stopped if closing && record.stop_requested_us.is_none() => (
+            Status::Failed,
+            Some("The service was stopped before a packet matched the filter.".into()),
+        ),
+        _ => (Status::Failed, Some(NO_PACKETS.into())),
+    };
+}
+
+/// What the engine's refusal means to who asked.
+fn refusal(error: CaptureError, limit: usize) -> CaptureError {
+    match error {
+        CaptureError::Start(StartError::NoSlot { .. }) => CaptureError::Full { limit },
+        CaptureError::Start(StartError::Segment(SegmentError { source, .. })) => {
+            CaptureError::Destination(source.to_string())
+        }
+        other => other,
+    }
+}
+
+fn host_name() -> String {
+    let name = nix::unistd::gethostname().unwrap_or_default();
+    let plain = |c: char| if c.is_ascii_alphanumeric() || c == '-' { c } else { '-' };
+    let name: String = name.to_string_lossy().chars().take(63).map(plain).collect();
+    if name.is_empty() { "host".into() } else { name }
+}

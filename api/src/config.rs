@@ -1,0 +1,410 @@
+//! The configuration file: what can be set, its defaults, and what cannot be.
+
+use std::{
+    fs, io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    str::FromStr as _,
+};
+
+use capture_user::engine::MIN_BUFFER;
+use serde::Deserialize;
+use thiserror::Error;
+use tracing_subscriber::filter::Targets;
+
+use crate::{auth::Permission, id};
+
+/// The sample file: every key with its default, unit and meaning.
+pub const SAMPLE: &str = include_str!("../sample.toml");
+
+/// Why a configuration cannot be used.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration {}", path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// What the operating system said.
+        #[source]
+        source: io::Error,
+    },
+    /// It is not TOML, or has a key that is not known, or a value of another type.
+    #[error("{}: {message}", path.display())]
+    Syntax {
+        /// Which file.
+        path: PathBuf,
+        /// Where and what.
+        message: String,
+    },
+    /// A value cannot be.
+    #[error("`{key}` {problem}")]
+    Value {
+        /// Which.
+        key: String,
+        /// What is wrong, and what would be right.
+        problem: String,
+    },
+}
+
+fn wrong(key: impl Into<String>, problem: impl Into<String>) -> ConfigError {
+    ConfigError::Value { key: key.into(), problem: problem.into() }
+}
+
+/// The configuration. What each key means stands in [`SAMPLE`].
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "the sample file has it, for those who need it")]
+pub struct Config {
+    pub listen: SocketAddr,
+    pub plaintext: bool,
+    pub data_dir: PathBuf,
+    pub colo: String,
+    pub region: String,
+    pub host: String,
+    pub max_jobs: usize,
+    pub log: String,
+    pub open: Vec<String>,
+    pub interfaces: Vec<Interface>,
+    pub roots: Vec<Root>,
+    pub keys: Vec<Key>,
+    pub tls: Option<Tls>,
+    pub limits: Limits,
+    pub buffers: Buffers,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 8700)),
+            plaintext: false,
+            data_dir: "/var/lib/tapline".into(),
+            colo: "local01".into(),
+            region: String::new(),
+            host: String::new(),
+            max_jobs: 63,
+            log: "info".into(),
+            open: vec!["/healthz".into(), "/readyz".into()],
+            interfaces: Vec::new(),
+            roots: Vec::new(),
+            keys: Vec::new(),
+            tls: None,
+            limits: Limits::default(),
+            buffers: Buffers::default(),
+        }
+    }
+}
+
+/// An interface to capture on.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "the sample file has it, for those who need it")]
+pub struct Interface {
+    pub name: String,
+    #[serde(default)]
+    pub mode: Mode,
+    #[serde(default)]
+    pub mirror_port: bool,
+    #[serde(default = "yes")]
+    pub promiscuous: bool,
+}
+
+const fn yes() -> bool {
+    true
+}
+
+/// How packets are taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Copied.
+    #[default]
+    Tap,
+    /// Redirected.
+    Exclusive,
+}
+
+/// A folder that captures may be written to.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "the sample file has it, for those who need it")]
+pub struct Root {
+    pub path: PathBuf,
+    #[serde(default)]
+    pub trusted: bool,
+}
+
+/// A key for `X-Auth-Key`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "the sample file has it, for those who need it")]
+#[expect(clippy::struct_field_names, reason = "the file says which digest it is")]
+pub struct Key {
+    pub email: String,
+    pub key_sha256: String,
+    pub accounts: Vec<String>,
+    pub permission: Permission,
+}
+
+/// Where the certificate is.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "the sample file has it, for those who need it")]
+pub struct Tls {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+}
+
+/// What a client may ask for at most.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "the sample file has it, for those who need it")]
+pub struct Limits {
+    pub body_bytes: usize,
+    pub headers: usize,
+    pub head_bytes: usize,
+    pub header_seconds: u64,
+    pub request_seconds: u64,
+    pub connections: usize,
+    pub event_streams: usize,
+    pub auth_failures_per_minute: u32,
+    pub shutdown_seconds: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            body_bytes: 65536,
+            headers: 64,
+            head_bytes: 16384,
+            header_seconds: 10,
+            request_seconds: 30,
+            connections: 1024,
+            event_streams: 256,
+            auth_failures_per_minute: 20,
+            shutdown_seconds: 10,
+        }
+    }
+}
+
+/// Memory and files of a capture.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "the sample file has it, for those who need it")]
+pub struct Buffers {
+    pub per_queue: usize,
+    pub bytes: usize,
+    pub tap_ring_bytes: u32,
+    pub segment_bytes: u64,
+}
+
+impl Default for Buffers {
+    fn default() -> Self {
+        Self { per_queue: 8, bytes: 262_144, tap_ring_bytes: 8 << 20, segment_bytes: 256 << 20 }
+    }
+}
+
+impl Config {
+    /// Reads and checks a file.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_path_buf(), source })?;
+        let mut config = Self::parse(&text, path)?;
+        if config.roots.is_empty() {
+            config.roots.push(Root { path: config.data_dir.join("captures"), trusted: true });
+        }
+        config.check()?;
+        Ok(config)
+    }
+
+    fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        toml::from_str(text).map_err(|error| ConfigError::Syntax {
+            path: path.to_path_buf(),
+            message: error.to_string().trim_end().to_owned(),
+        })
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        if self.interfaces.is_empty() {
+            return Err(wrong("interfaces", "is empty: name at least one, see --print-config"));
+        }
+        if !self.listen.ip().is_loopback() && self.tls.is_none() && !self.plaintext {
+            return Err(wrong(
+                "listen",
+                format!(
+                    "is {}, which others can reach: configure [tls], or say `plaintext = true`",
+                    self.listen
+                ),
+            ));
+        }
+        self.check_names()?;
+        self.check_numbers()?;
+        for (at, root) in self.roots.iter().enumerate() {
+            if !root.path.is_absolute() {
+                return Err(wrong(format!("roots[{at}].path"), "must begin with /"));
+            }
+        }
+        for (at, key) in self.keys.iter().enumerate() {
+            if id::parse_digest(&key.key_sha256).is_none() {
+                return Err(wrong(
+                    format!("keys[{at}].key_sha256"),
+                    "must be 64 hexadecimal digits: `printf %s KEY | sha256sum`",
+                ));
+            }
+            if let Some(account) = key.accounts.iter().find(|account| id::parse(account).is_none())
+            {
+                return Err(wrong(
+                    format!("keys[{at}].accounts"),
+                    format!("has `{account}`, but an account id is 32 hexadecimal digits"),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_names(&self) -> Result<(), ConfigError> {
+        for (key, value, may_be_empty) in [
+            ("colo", &self.colo, false),
+            ("region", &self.region, true),
+            ("host", &self.host, true),
+        ] {
+            let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.');
+            if !value.chars().all(plain)
+                || value.len() > 63
+                || value.starts_with('.')
+                || (value.is_empty() && !may_be_empty)
+            {
+                return Err(wrong(
+                    key,
+                    "must be at most 63 letters, digits, dots and hyphens, and not begin with a dot",
+                ));
+            }
+        }
+        if !self.data_dir.is_absolute() {
+            return Err(wrong("data_dir", "must begin with /"));
+        }
+        if Targets::from_str(&self.log).is_err() {
+            return Err(wrong(
+                "log",
+                "must be error, warn, info, debug or trace, or MODULE=LEVEL, with commas",
+            ));
+        }
+        let openable = ["/healthz", "/readyz", "/metrics", "/openapi.json"];
+        if let Some(path) = self.open.iter().find(|path| !openable.contains(&path.as_str())) {
+            return Err(wrong(
+                "open",
+                format!("has `{path}`, but can only have {}", openable.join(", ")),
+            ));
+        }
+        Ok(())
+    }
+
+    fn check_numbers(&self) -> Result<(), ConfigError> {
+        let (limits, buffers) = (&self.limits, &self.buffers);
+        let ranges: [(&str, u64, u64, u64); 13] = [
+            ("max_jobs", self.max_jobs as u64, 1, 64),
+            ("limits.body_bytes", limits.body_bytes as u64, 1024, 16 << 20),
+            ("limits.headers", limits.headers as u64, 16, 1024),
+            ("limits.head_bytes", limits.head_bytes as u64, 8192, 1 << 20),
+            ("limits.header_seconds", limits.header_seconds, 1, 3600),
+            ("limits.request_seconds", limits.request_seconds, 1, 3600),
+            ("limits.connections", limits.connections as u64, 1, 65536),
+            ("limits.event_streams", limits.event_streams as u64, 0, 65536),
+            (
+                "limits.auth_failures_per_minute",
+                limits.auth_failures_per_minute.into(),
+                1,
+                1_000_000,
+            ),
+            ("limits.shutdown_seconds", limits.shutdown_seconds, 0, 3600),
+            ("buffers.per_queue", buffers.per_queue as u64, 2, 4096),
+            ("buffers.bytes", buffers.bytes as u64, MIN_BUFFER as u64, 1 << 30),
+            ("buffers.segment_bytes", buffers.segment_bytes, 2 * MIN_BUFFER as u64, 1 << 50),
+        ];
+        for (key, value, least, most) in ranges {
+            if !(least..=most).contains(&value) {
+                return Err(wrong(key, format!("is {value}, but must be from {least} to {most}")));
+            }
+        }
+        let ring = buffers.tap_ring_bytes;
+        if !ring.is_power_of_two() || !(1 << 20..=1 << 30).contains(&ring) {
+            return Err(wrong(
+                "buffers.tap_ring_bytes",
+                format!("is {ring}, but must be a power of two from 1048576 to 1073741824"),
+            ));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, ConfigError> {
+        Config::parse(text, Path::new("test.toml"))
+    }
+
+    fn with_interface(text: &str) -> Result<(), ConfigError> {
+        parse(&format!("{text}\n[[interfaces]]\nname = \"eth0\"\n")).unwrap().check()
+    }
+
+    #[test]
+    fn the_sample_has_the_defaults() {
+        assert_eq!(parse(SAMPLE).unwrap(), Config::default());
+    }
+
+    #[test]
+    fn what_the_sample_shows_commented_out_can_be_used() {
+        let shown: Vec<&str> = SAMPLE
+            .lines()
+            .map(|line| line.strip_prefix("# ").unwrap_or(line))
+            .filter(|line| {
+                line.starts_with("[[")
+                    || line.starts_with("[tls")
+                    || line.split_once(" = ").is_some_and(|(key, _)| !key.contains([' ', '`']))
+                    || line.starts_with('[')
+            })
+            .collect();
+        let config = parse(&shown.join("\n")).unwrap();
+        assert_eq!(config.interfaces.len(), 1);
+        assert_eq!(config.roots.len(), 1);
+        assert_eq!(config.keys.len(), 1);
+        assert!(config.tls.is_some());
+    }
+
+    #[test]
+    fn an_unknown_key_is_named() {
+        let error = parse("lissen = 1").unwrap_err().to_string();
+        assert!(error.contains("lissen"), "{error}");
+    }
+
+    #[test]
+    fn an_address_that_others_reach_needs_tls_or_a_word() {
+        assert!(with_interface("").is_ok());
+        let error = with_interface("listen = \"0.0.0.0:8700\"").unwrap_err().to_string();
+        assert!(error.contains("plaintext = true"), "{error}");
+        assert!(with_interface("listen = \"0.0.0.0:8700\"\nplaintext = true").is_ok());
+        assert!(with_interface("listen = \"[::1]:8700\"").is_ok());
+    }
+
+    #[test]
+    fn values_out_of_range_are_named_with_their_range() {
+        for (text, key) in [
+            ("max_jobs = 65", "max_jobs"),
+            ("colo = \"../x\"", "colo"),
+            ("log = \"chatty=maybe\"", "log"),
+            ("open = [\"/x\"]", "open"),
+            ("data_dir = \"here\"", "data_dir"),
+            ("[buffers]\ntap_ring_bytes = 3", "buffers.tap_ring_bytes"),
+            ("[limits]\nheaders = 1", "limits.headers"),
+            (
+                "[[keys]]\nemail = \"a\"\nkey_sha256 = \"1\"\naccounts = []\npermission = \"read\"",
+                "keys[0]",
+            ),
+        ] {
+            let error = with_interface(text).unwrap_err().to_string();
+            assert!(error.contains(key), "{text}: {error}");
+        }
+    }
+}

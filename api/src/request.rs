@@ -1,0 +1,275 @@
+//! What a create request asks for, or everything that is wrong with it.
+
+mod fields;
+
+use std::{net::IpAddr, path::PathBuf, str::FromStr as _};
+
+use capture_user::filter::{Filter, FilterError, Prefix, Protocol};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use self::fields::Fields;
+use crate::{
+    colo::Colo,
+    destination::{DestinationError, Roots},
+};
+
+/// What kind of thing is wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Problem {
+    /// The body is not what it must be as a whole.
+    Body,
+    /// A field is not there.
+    Missing,
+    /// A field has a value of another type.
+    Type,
+    /// A field's value cannot be.
+    Value,
+    /// There is no such field.
+    Unknown,
+    /// Fields contradict each other.
+    Contradiction,
+    /// No host is called that.
+    Colo,
+    /// Nothing can be written there.
+    Destination,
+    /// It is known, and not in this version.
+    Unavailable,
+}
+
+/// One thing that is wrong with a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// What kind of thing.
+    pub problem: Problem,
+    /// What a person can do about it.
+    pub message: String,
+    /// JSON pointer to the field.
+    pub pointer: String,
+}
+
+/// A filter as the API has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FilterV1 {
+    /// Source address or network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = "1.2.3.4")]
+    pub source_address: Option<String>,
+    /// Source port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = 123)]
+    pub source_port: Option<u16>,
+    /// Destination address or network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = "1.2.3.4")]
+    pub destination_address: Option<String>,
+    /// Destination port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = 80)]
+    pub destination_port: Option<u16>,
+    /// IP protocol number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = 6)]
+    pub protocol: Option<u8>,
+}
+
+/// A full capture that can be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FullRequest {
+    /// Which packets, as asked.
+    pub filter_v1: FilterV1,
+    /// Which packets.
+    pub filter: Filter,
+    /// The site, as asked.
+    pub colo_name: String,
+    /// The destination, as asked.
+    pub destination_conf: String,
+    /// The folder that it means.
+    pub destination: PathBuf,
+    /// Seconds.
+    pub time_limit: u32,
+    /// Packets.
+    pub packet_limit: Option<u32>,
+    /// Bytes.
+    pub byte_limit: Option<u64>,
+}
+
+/// What requests are held against.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    /// This host's names.
+    pub colo: Colo,
+    /// The folders that captures may be written to.
+    pub roots: Roots,
+}
+
+impl Rules {
+    /// Reads the body of a create request. Everything that is wrong with it is found at once.
+    pub fn read(&self, body: &[u8]) -> Result<FullRequest, Vec<Violation>> {
+        let whole = |message: String| {
+            vec![Violation { problem: Problem::Body, message, pointer: String::new() }]
+        };
+        let value: Value = serde_json::from_slice(body)
+            .map_err(|error| whole(format!("the body is not JSON: {error}")))?;
+        let Value::Object(map) = value else {
+            return Err(whole("the body must be a JSON object".into()));
+        };
+        let mut fields = Fields::new(&map, "");
+        let kind = fields.choice("type", &["simple", "full"]);
+        fields.choice("system", &["magic-transit"]);
+        match kind {
+            Some("simple") => {
+                simple(&mut fields);
+                Err(fields.done())
+            }
+            // What else is wrong cannot be told without the type; the filter can.
+            None => {
+                filter(&mut fields);
+                Err(fields.violations())
+            }
+            Some(_) => self.full(fields),
+        }
+    }
+
+    fn full(&self, mut fields: Fields<'_>) -> Result<FullRequest, Vec<Violation>> {
+        let time_limit = fields.required_number("time_limit", 1, 86400);
+        let packet_limit = fields.number("packet_limit", 1, 10_000);
+        let byte_limit = fields.number("byte_limit", 1, 1_000_000_000);
+        let filter = filter(&mut fields);
+        // The product's documentation has `colo`, its clients `colo_name`.
+        let key = if fields.has("colo_name") { "colo_name" } else { "colo" };
+        let colo_name = if fields.has(key) {
+            fields.text(key, 64)
+        } else {
+            fields.missing("colo_name");
+            None
+        };
+        if fields.has("colo_name") && fields.has("colo") {
+            fields.text("colo", 64);
+            fields.violation(
+                Problem::Contradiction,
+                "colo",
+                "`colo` is another name of `colo_name`: give one of them",
+            );
+        }
+        if let Some(name) = colo_name
+            && !self.colo.answers_to(name)
+        {
+            let known: Vec<_> = self.colo.known().collect();
+            let message = format!("no host answers to `{name}`; known are {}", known.join(", "));
+            fields.violation(Problem::Colo, key, message);
+        }
+        let destination_conf = fields.required_text("destination_conf", 2048);
+        let destination = destination_conf.and_then(|uri| match self.roots.resolve(uri) {
+            Ok(folder) => Some(folder),
+            Err(error) => {
+                let problem = match error {
+                    DestinationError::Bucket { .. } | DestinationError::Unproven { .. } => {
+                        Problem::Unavailable
+                    }
+                    _ => Problem::Destination,
+                };
+                fields.violation(problem, "destination_conf", error.to_string());
+                None
+            }
+        });
+        let violations = fields.done();
+        let all = (time_limit, filter, colo_name, destination_conf, destination);
+        match all {
+            (
+                Some(time_limit),
+                Some((filter_v1, filter)),
+                Some(colo_name),
+                Some(destination_conf),
+                Some(destination),
+            ) if violations.is_empty() => Ok(FullRequest {
+                filter_v1,
+                filter,
+                colo_name: colo_name.to_owned(),
+                destination_conf: destination_conf.to_owned(),
+                destination,
+                time_limit: time_limit as u32,
+                packet_limit: packet_limit.map(|limit| limit as u32),
+                byte_limit,
+            }),
+            _ => Err(violations),
+        }
+    }
+}
+
+/// A simple capture is checked as it will be, and refused.
+fn simple(fields: &mut Fields<'_>) {
+    fields.required_number("time_limit", 1, 300);
+    fields.required_number("packet_limit", 1, 10_000);
+    filter(fields);
+    if let Some(time) = fields.text("offset_time", 64)
+        && jiff::Timestamp::from_str(time).is_err()
+        && jiff::civil::DateTime::from_str(time).is_err()
+    {
+        fields.violation(
+            Problem::Value,
+            "offset_time",
+            "must be a time such as 2026-01-01T08:00:00Z; one without a zone is UTC",
+        );
+    }
+    fields.violation(
+        Problem::Unavailable,
+        "type",
+        "`simple` captures are not available in this version of Tapline: create a `full` one",
+    );
+}
+
+fn filter(fields: &mut Fields<'_>) -> Option<(FilterV1, Filter)> {
+    let empty = Map::new();
+    let map = fields.object("filter_v1").unwrap_or(&empty);
+    let mut inner = Fields::new(map, "/filter_v1");
+    let src = address(&mut inner, "source_address");
+    let dst = address(&mut inner, "destination_address");
+    let sport = inner.number("source_port", 0, 65535).map(|port| port as u16);
+    let dport = inner.number("destination_port", 0, 65535).map(|port| port as u16);
+    let protocol = inner.number("protocol", 0, 255).map(|number| number as u8);
+    let filter = Filter { src, dst, sport, dport, protocol: protocol.map(Protocol) };
+    if let Err(error) = filter.check() {
+        let pointer = match error {
+            FilterError::Families { .. } => "destination_address",
+            _ => "protocol",
+        };
+        inner.violation(Problem::Contradiction, pointer, error.to_string());
+    }
+    let text = |key| map.get(key).and_then(Value::as_str).map(str::to_owned);
+    let filter_v1 = FilterV1 {
+        source_address: text("source_address"),
+        source_port: sport,
+        destination_address: text("destination_address"),
+        destination_port: dport,
+        protocol,
+    };
+    let violations = inner.done();
+    let fine = violations.is_empty();
+    fields.extend(violations);
+    fine.then_some((filter_v1, filter))
+}
+
+fn address(fields: &mut Fields<'_>, key: &'static str) -> Option<Prefix> {
+    let text = fields.text(key, 64)?;
+    // A zone means something on one host only.
+    let parsed = text.parse::<Prefix>();
+    match parsed {
+        Ok(prefix) => Some(match prefix.address() {
+            // What is on the wire is IPv4.
+            IpAddr::V6(v6) if prefix.length() >= 96 => v6
+                .to_ipv4_mapped()
+                .and_then(|v4| Prefix::new(v4.into(), prefix.length() - 96))
+                .unwrap_or(prefix),
+            _ => prefix,
+        }),
+        Err(error) => {
+            fields.violation(Problem::Value, key, error.to_string());
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

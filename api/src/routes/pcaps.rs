@@ -1,0 +1,129 @@
+//! Captures: create, list, get, stop, download.
+
+use std::sync::Arc;
+
+use axum::{body::Body, extract::State, http::StatusCode, response::Response};
+
+use super::{
+    App, blocking,
+    caller::{Caller, Target},
+};
+use crate::{
+    envelope::{Envelope, Failure, success},
+    error::ApiError,
+    http::read_body,
+    openapi::CreateRequest,
+    record::{PcapFull, Record},
+};
+
+/// The API lists no more.
+const LISTED: usize = 50;
+
+#[utoipa::path(
+    get, path = "/accounts/{account_id}/pcaps",
+    operation_id = "magic-pcap-collection-list-packet-capture-requests",
+    description = "The newest 50 captures of an account, newest first.",
+    params(("account_id" = String, Path, min_length = 32, max_length = 32)),
+    responses(
+        (status = 200, body = Envelope<Vec<PcapFull>>, description = "The captures"),
+        (status = "default", body = Failure, description = "Why not"),
+    ),
+    tag = "pcaps",
+)]
+pub(super) async fn list(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+) -> Result<Response, ApiError> {
+    let records = blocking(move || Ok(app.captures.list(caller.account, LISTED)?)).await?;
+    Ok(success(records.iter().map(Record::result).collect::<Vec<_>>()))
+}
+
+#[utoipa::path(
+    post, path = "/accounts/{account_id}/pcaps",
+    operation_id = "magic-pcap-collection-create-pcap-request",
+    description = "Starts a full capture. When the answer comes, the next matching packet is captured.",
+    params(("account_id" = String, Path, min_length = 32, max_length = 32)),
+    request_body(content = CreateRequest),
+    responses(
+        (status = 200, body = Envelope<PcapFull>, description = "The capture"),
+        (status = "default", body = Failure, description = "Everything that is wrong"),
+    ),
+    tag = "pcaps",
+)]
+pub(super) async fn create(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let body = read_body(body, app.config.limits.body_bytes).await?;
+    // On a thread of its own to the end, also when the client goes away: what has started is
+    // remembered, and what is remembered has started.
+    let record = blocking(move || {
+        let request = app.rules.read(&body).map_err(ApiError::Violations)?;
+        Ok(app.captures.create(caller.account, &request)?)
+    });
+    Ok(success(record.await?.result()))
+}
+
+#[utoipa::path(
+    get, path = "/accounts/{account_id}/pcaps/{pcap_id}",
+    operation_id = "magic-pcap-collection-get-pcap-request",
+    description = "A capture.",
+    params(
+        ("account_id" = String, Path, min_length = 32, max_length = 32),
+        ("pcap_id" = String, Path, min_length = 32, max_length = 32),
+    ),
+    responses(
+        (status = 200, body = Envelope<PcapFull>, description = "The capture"),
+        (status = "default", body = Failure, description = "Why not"),
+    ),
+    tag = "pcaps",
+)]
+pub(super) async fn get(State(app): State<Arc<App>>, target: Target) -> Result<Response, ApiError> {
+    let record = blocking(move || Ok(app.captures.get(target.account, target.pcap)?)).await?;
+    Ok(success(record.result()))
+}
+
+#[utoipa::path(
+    put, path = "/accounts/{account_id}/pcaps/{pcap_id}/stop",
+    operation_id = "magic-pcap-collection-stop-full-pcap",
+    description = "Tells a full capture to stop. One that has ended stays as it is.",
+    params(
+        ("account_id" = String, Path, min_length = 32, max_length = 32),
+        ("pcap_id" = String, Path, min_length = 32, max_length = 32),
+    ),
+    responses(
+        (status = 204, description = "It has been told"),
+        (status = "default", body = Failure, description = "Why not"),
+    ),
+    tag = "pcaps",
+)]
+pub(super) async fn stop(
+    State(app): State<Arc<App>>,
+    target: Target,
+) -> Result<StatusCode, ApiError> {
+    blocking(move || Ok(app.captures.stop(target.account, target.pcap)?)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+#[utoipa::path(
+    get, path = "/accounts/{account_id}/pcaps/{pcap_id}/download",
+    operation_id = "magic-pcap-collection-download-simple-pcap",
+    description = "The packets of a simple capture. Not available in this version.",
+    params(
+        ("account_id" = String, Path, min_length = 32, max_length = 32),
+        ("pcap_id" = String, Path, min_length = 32, max_length = 32),
+    ),
+    responses((status = "default", body = Failure, description = "Why not")),
+    tag = "pcaps",
+)]
+pub(super) async fn download(
+    State(app): State<Arc<App>>,
+    target: Target,
+) -> Result<Response, ApiError> {
+    blocking(move || Ok(app.captures.get(target.account, target.pcap)?)).await?;
+    Err(ApiError::Unavailable(
+        "downloads are not available in this version of Tapline: the files of a full capture are at its \
+         destination_conf, in the folder pcap_ID",
+    ))
+}

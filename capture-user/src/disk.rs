@@ -1,0 +1,169 @@
+//! A job's disk thread: takes full buffers, writes segments, gives the buffers back.
+//!
+//! A thread per job, so that a job whose disk is slow or full disturbs no other.
+
+use std::{
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender};
+
+use crate::{
+    buffer::{Buffer, Pool},
+    engine::{Event, JobId},
+    segment::{SegmentError, SegmentInfo, StreamTotals, Writer},
+    stats::{Amount, Law},
+};
+
+/// What a disk thread is told.
+pub(crate) enum ToDisk {
+    /// Write this.
+    Buffer { stream: usize, buffer: Buffer },
+    /// All buffers have been sent: complete the segments. Per stream, what is known but for what was
+    /// written, which this thread knows.
+    Finish { totals: Vec<StreamTotals> },
+}
+
+/// What a disk thread has to say in the end.
+#[derive(Debug)]
+pub(crate) struct DiskReport {
+    /// Packets written, per stream.
+    pub(crate) written: Vec<Amount>,
+    /// Packets that could not be written, per stream.
+    pub(crate) lost: Vec<u64>,
+    /// Every visible segment.
+    pub(crate) segments: Vec<SegmentInfo>,
+    /// The first thing that went wrong.
+    pub(crate) error: Option<SegmentError>,
+}
+
+/// One queue of a job.
+pub(crate) struct Stream {
+    /// Which writer its packets go to.
+    pub(crate) writer: usize,
+    /// Which of that writer's interfaces they are of.
+    pub(crate) interface: usize,
+    /// Where its buffers come from.
+    pub(crate) pool: Arc<Pool>,
+}
+
+pub(crate) struct Disk {
+    pub(crate) job: JobId,
+    pub(crate) writers: Vec<Writer>,
+    pub(crate) streams: Vec<Stream>,
+    pub(crate) inbox: Receiver<ToDisk>,
+    pub(crate) engine: Sender<Event>,
+}
+
+impl Disk {
+    /// Starts the thread.
+    pub(crate) fn spawn(self) -> std::io::Result<()> {
+        thread::Builder::new().name(format!("tl-disk-{}", self.job)).spawn(|| self.run()).map(drop)
+    }
+
+    fn run(mut self) {
+        let count = self.streams.len();
+        let mut report = DiskReport {
+            written: vec![Amount::default(); count],
+            lost: vec![0; count],
+            segments: Vec::new(),
+            error: None,
+        };
+        let totals = loop {
+            match self.next() {
+                Ok(ToDisk::Buffer { stream, buffer }) => {
+                    self.write(stream, &buffer, &mut report);
+                    buffer.recycle();
+                }
+                Ok(ToDisk::Finish { totals }) => break totals,
+                Err(RecvTimeoutError::Timeout) => {
+                    for at in 0..self.writers.len() {
+                        if let Err(error) = self.writers[at].tick() {
+                            self.fail(error, &mut report);
+                        }
+                    }
+                }
+                // The engine is gone without a word: seal what there is.
+                Err(RecvTimeoutError::Disconnected) => break Vec::new(),
+            }
+        };
+        self.finish(totals, &mut report);
+        for stream in &self.streams {
+            stream.pool.close();
+        }
+        drop(self.engine.send(Event::Sealed { job: self.job, report: Box::new(report) }));
+    }
+
+    fn next(&self) -> Result<ToDisk, RecvTimeoutError> {
+        match self.writers.iter().filter_map(Writer::next_tick).min() {
+            Some(due) => {
+                let now = Instant::now();
+                // Not sooner than in a moment: a quiet segment that is due stays open.
+                let wait = due.saturating_duration_since(now).max(Duration::from_millis(20));
+                self.inbox.recv_timeout(wait)
+            }
+            None => self.inbox.recv().map_err(|_closed| RecvTimeoutError::Disconnected),
+        }
+    }
+
+    fn write(&mut self, stream: usize, buffer: &Buffer, report: &mut DiskReport) {
+        if report.error.is_some() {
+            // After a failure the file ends where it failed: nothing may follow a gap.
+            report.lost[stream] += buffer.packets;
+            return;
+        }
+        let Stream { writer, interface, .. } = self.streams[stream];
+        let (outcome, result) = self.writers[writer].write(interface, buffer);
+        report.written[stream] +=
+            Amount { packets: outcome.packets, bytes: outcome.captured_bytes };
+        report.lost[stream] += outcome.lost;
+        if let Err(error) = result {
+            self.fail(error, report);
+        }
+    }
+
+    fn fail(&self, error: SegmentError, report: &mut DiskReport) {
+        if report.error.is_none() {
+            drop(self.engine.send(Event::Failed { job: self.job }));
+            report.error = Some(error);
+        }
+    }
+
+    fn finish(&mut self, mut totals: Vec<StreamTotals>, report: &mut DiskReport) {
+        totals.resize(self.streams.len(), StreamTotals::default());
+        for (at, totals) in totals.iter_mut().enumerate() {
+            totals.law.written = report.written[at];
+            totals.law.drops.write_error += report.lost[at];
+        }
+        let used = self.writers.iter().any(Writer::is_used);
+        for (at, writer) in std::mem::take(&mut self.writers).into_iter().enumerate() {
+            // A queue without a packet leaves no file, but a job leaves at least one.
+            if !writer.is_used() && (used || at > 0) {
+                continue;
+            }
+            let of_writer = |stream: &&(usize, &Stream)| stream.1.writer == at;
+            let mut interfaces: Vec<StreamTotals> = Vec::new();
+            for (index, stream) in self.streams.iter().enumerate().filter(|s| of_writer(&s)) {
+                if interfaces.len() <= stream.interface {
+                    interfaces.resize(stream.interface + 1, StreamTotals::default());
+                }
+                let sum = &mut interfaces[stream.interface];
+                sum.seen += totals[index].seen;
+                add(&mut sum.law, &totals[index].law);
+            }
+            let (segments, result) = writer.finish(&interfaces);
+            report.segments.extend(segments);
+            if let Err(error) = result {
+                report.error.get_or_insert(error);
+            }
+        }
+    }
+}
+
+fn add(sum: &mut Law, law: &Law) {
+    sum.hits += law.hits;
+    sum.written += law.written;
+    sum.drops += law.drops;
+}

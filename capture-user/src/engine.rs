@@ -1,0 +1,237 @@
+//! Puts the parts together: interfaces with their programs, sockets and workers, and the jobs that
+//! run on all of them.
+//!
+//! # Threads
+//!
+//! | thread | one per | does |
+//! |---|---|---|
+//! | `tl-engine` | engine | starts and ends jobs; the only one that writes the programs' maps |
+//! | `tl-IFACE-qN` | queue | takes packets off the queue, encodes them: [`crate::worker`] |
+//! | `tl-disk-N` | job | writes segments: [`crate::disk`] |
+//!
+//! # How a job ends
+//!
+//! 1. The kernel stops matching it; when that returns, the count of its hits is final.
+//! 2. Each worker drains its queue, passes on its last buffer and reports.
+//! 3. The disk thread writes what is left, seals the segments and reports.
+//! 4. The law is made up, and whoever waits for the job gets its [`Summary`].
+
+mod control;
+mod job;
+mod port;
+mod running;
+
+use std::{
+    io,
+    thread::{self, JoinHandle},
+};
+
+use crossbeam::channel::{Sender, bounded, unbounded};
+use thiserror::Error;
+
+use self::{
+    control::Control,
+    port::{Port, default_cpus},
+};
+pub use self::{
+    job::{Ending, Job, JobId, JobSpec, MIN_BUFFER, Progress, QueueProgress, StartError, Stopper},
+    port::Opened,
+    running::{InterfaceSummary, QueueSummary, Summary},
+};
+use crate::{
+    disk::DiskReport,
+    filter::Direction,
+    nic::NicError,
+    program::{ProgramLoadError, TapHook, XdpMode},
+    socket::{SocketConfig, SocketError},
+    worker::Drained,
+};
+
+/// What can go wrong between an interface's name and its first packet.
+#[derive(Debug, Error)]
+pub enum EngineError {
+    /// No such interface.
+    #[error(transparent)]
+    Nic(#[from] NicError),
+    /// It would take the host's own traffic.
+    #[error(
+        "{reason}; if this port only receives a copy of other hosts' traffic (mirror, SPAN, TAP), say \
+         so with --mirror-port"
+    )]
+    WouldCut {
+        /// What the interface carries and what would happen.
+        reason: String,
+    },
+    /// The interface is not one that can be captured that way.
+    #[error("{name} is not an Ethernet{or_ip} interface")]
+    LinkType {
+        /// The interface.
+        name: String,
+        /// Empty, or what else would do.
+        or_ip: &'static str,
+    },
+    /// A ring could not be mapped.
+    #[error("mapping a ring of {bytes} bytes for CPU {cpu}")]
+    Ring {
+        /// The CPU.
+        cpu: usize,
+        /// Its size.
+        bytes: u32,
+        /// What the operating system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The ring size is out of range.
+    #[error("ring size is {0} bytes, but must be a power of two from 1048576 to 1073741824")]
+    RingSize(u32),
+    /// The kernel program.
+    #[error(transparent)]
+    Program(#[from] ProgramLoadError),
+    /// An `AF_XDP` socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// A thread could not be started.
+    #[error("no thread for {name}")]
+    Thread {
+        /// Its name.
+        name: String,
+        /// What the operating system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The same interface twice.
+    #[error("{0} is given twice")]
+    Twice(String),
+}
+
+/// How an interface is captured.
+#[derive(Clone, Debug)]
+pub struct InterfaceConfig {
+    /// Its name.
+    pub name: String,
+    /// How packets are taken.
+    pub path: CapturePath,
+    /// Also receive what is addressed to others.
+    pub promiscuous: bool,
+}
+
+/// How packets are taken.
+#[derive(Clone, Copy, Debug)]
+pub enum CapturePath {
+    /// Copied: the host's own stack sees every packet untouched.
+    Tap {
+        /// Where.
+        hook: TapHook,
+        /// Which way the packets go that jobs may ask for.
+        direction: Direction,
+        /// Where an XDP program runs, if there is one.
+        xdp: XdpMode,
+        /// Size of each CPU's ring, bytes: a power of two.
+        ring_bytes: u32,
+    },
+    /// Redirected: the host's own stack does not see hits.
+    Exclusive {
+        /// Where the XDP program runs.
+        xdp: XdpMode,
+        /// Take packets although the interface carries an address or a default route.
+        mirror_port: bool,
+        /// The queues' sockets.
+        socket: SocketConfig,
+    },
+}
+
+/// Size of a CPU's ring, bytes: a few milliseconds of a fast interface's traffic in small packets, and
+/// room for many of the largest.
+pub const RING_BYTES: u32 = 8 << 20;
+
+impl CapturePath {
+    /// The `tap` path as it is without a word.
+    pub const TAP: Self = Self::Tap {
+        hook: TapHook::Auto,
+        direction: Direction::Both,
+        xdp: XdpMode::Auto,
+        ring_bytes: RING_BYTES,
+    };
+}
+
+/// What an engine is made of.
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    /// The interfaces.
+    pub interfaces: Vec<InterfaceConfig>,
+    /// CPUs that workers run on, in this order; by default those that the process may use, from the
+    /// highest down, because interrupts are usually served from the lowest up.
+    pub cpus: Vec<usize>,
+    /// The kernel programs; by default the embedded ones.
+    pub object: Option<Vec<u8>>,
+}
+
+/// What the engine's thread is told.
+pub(crate) enum Event {
+    Start { spec: Box<JobSpec>, answer: Sender<Result<Job, StartError>> },
+    Stop { job: JobId },
+    Progress { job: JobId, answer: Sender<Progress> },
+    Limit { job: JobId },
+    Failed { job: JobId },
+    Gone { port: usize },
+    Drained { job: JobId, port: usize, worker: usize, drained: Drained },
+    Sealed { job: JobId, report: Box<DiskReport> },
+    Exit,
+}
+
+/// The capture engine.
+#[derive(Debug)]
+pub struct Engine {
+    events: Sender<Event>,
+    thread: Option<JoinHandle<()>>,
+    opened: Vec<Opened>,
+}
+
+impl Engine {
+    /// Loads and attaches the kernel programs, opens the sockets and starts the workers.
+    pub fn open(config: &EngineConfig) -> Result<Self, EngineError> {
+        let (events, inbox) = unbounded();
+        let cpus = if config.cpus.is_empty() { default_cpus() } else { config.cpus.clone() };
+        let mut cpus = cpus.into_iter().cycle();
+        let mut ports: Vec<Port> = Vec::new();
+        for interface in &config.interfaces {
+            if ports.iter().any(|port| port.opened.name == interface.name) {
+                return Err(EngineError::Twice(interface.name.clone()));
+            }
+            let object = config.object.as_deref().unwrap_or(capture_ebpf::CAPTURE);
+            ports.push(Port::open(ports.len(), interface, object, &mut cpus, &events)?);
+        }
+        let opened = ports.iter().map(|port| port.opened.clone()).collect();
+        let control = Control::new(ports, events.clone());
+        let thread = thread::Builder::new()
+            .name("tl-engine".into())
+            .spawn(move || control.run(&inbox))
+            .map_err(|source| EngineError::Thread { name: "tl-engine".into(), source })?;
+        Ok(Self { events, thread: Some(thread), opened })
+    }
+
+    /// The interfaces.
+    pub fn interfaces(&self) -> &[Opened] {
+        &self.opened
+    }
+
+    /// Starts a job on all interfaces. When this returns, the next matching packet is a hit.
+    pub fn start(&self, spec: JobSpec) -> Result<Job, StartError> {
+        let (answer, reply) = bounded(1);
+        let event = Event::Start { spec: Box::new(spec), answer };
+        self.events.send(event).map_err(|_closed| StartError::Ended)?;
+        reply.recv().map_err(|_closed| StartError::Ended)?
+    }
+}
+
+impl Drop for Engine {
+    /// Ends every job, then detaches.
+    fn drop(&mut self) {
+        drop(self.events.send(Event::Exit));
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            log::error!("the engine's thread panicked");
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! One interface: its program, its queues or rings, its workers.
+
+use std::os::fd::OwnedFd;
+
+use capture_ebpf::abi::MAX_QUEUES;
+use crossbeam::channel::Sender;
+use nix::{
+    sched::{CpuSet, sched_getaffinity},
+    unistd::Pid,
+};
+use serde::Serialize;
+
+use super::{CapturePath, EngineError, Event, InterfaceConfig};
+use crate::{
+    filter::Direction,
+    nic::{self, Interface, LinkType},
+    program::{Program, TapHook, XdpMode},
+    ring::Ring,
+    socket::{Socket, SocketConfig},
+    source::Source,
+    sys,
+    worker::{WorkerConfig, WorkerLink, spawn},
+};
+
+/// An interface that an engine captures on, and how.
+#[derive(Clone, Debug, Serialize)]
+pub struct Opened {
+    /// Its name.
+    pub name: String,
+    /// `tap` or `exclusive`.
+    pub mode: &'static str,
+    /// Where the `tap` programs are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hook: Option<TapHook>,
+    /// Where the XDP program runs, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub xdp: Option<XdpMode>,
+    /// Whether the driver writes straight into UMEM.
+    pub zero_copy: bool,
+    /// Whether packets longer than a frame arrive whole.
+    pub multi_buffer: bool,
+    /// Its receive queues; on the `tap` path, the CPUs.
+    pub queues: u32,
+    /// Its driver.
+    pub driver: String,
+    /// Whether its packets begin with an IP header.
+    pub raw_ip: bool,
+}
+
+/// "exclusive, native XDP, copy, 2 queues".
+impl std::fmt::Display for Opened {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.mode)?;
+        match (self.hook, self.xdp) {
+            (Some(hook), None) => write!(f, ", {hook}")?,
+            (_, Some(xdp)) => write!(f, ", {xdp} XDP")?,
+            (None, None) => {}
+        }
+        if self.mode == "exclusive" {
+            f.write_str(if self.zero_copy { ", zero-copy" } else { ", copy" })?;
+        }
+        let unit = if self.mode == "exclusive" { "queue" } else { "CPU" };
+        let s = if self.queues == 1 { "" } else { "s" };
+        write!(f, ", {} {unit}{s}", self.queues)
+    }
+}
+
+/// One interface.
+pub(super) struct Port {
+    pub(super) opened: Opened,
+    pub(super) index: u32,
+    // Before the workers: the program must let go of their sockets first.
+    pub(super) program: Program,
+    pub(super) workers: Vec<WorkerLink>,
+    pub(super) gone: bool,
+    /// Keeps the interface promiscuous.
+    _promiscuous: Option<OwnedFd>,
+}
+
+/// What the parts of [`Port::open`] have in common.
+struct Opening<'a> {
+    port: usize,
+    interface: Interface,
+    program: Program,
+    cpus: &'a mut dyn Iterator<Item = usize>,
+    events: &'a Sender<Event>,
+}
+
+impl Port {
+    pub(super) fn open(
+        port: usize,
+        config: &InterfaceConfig,
+        object: &[u8],
+        cpus: &mut dyn Iterator<Item = usize>,
+        events: &Sender<Event>,
+    ) -> Result<Self, EngineError> {
+        let interface = nic::find(&config.name)?;
+        let program = Program::load(object)?;
+        let promiscuous = config.promiscuous.then(|| sys::promiscuous(interface.index));
+        let promiscuous = promiscuous.and_then(|result| match result {
+            Ok(socket) => Some(socket),
+            Err(error) => {
+                log::warn!("{} is not promiscuous: {error}", interface.name);
+                None
+            }
+        });
+        let index = interface.index;
+        let opening = Opening { port, interface, program, cpus, events };
+        let (opened, program, workers) = match config.path {
+            CapturePath::Tap { hook, direction, xdp, ring_bytes } => {
+                opening.tap(hook, direction, xdp, ring_bytes)?
+            }
+            CapturePath::Exclusive { xdp, mirror_port, socket } => {
+                opening.exclusive(xdp, mirror_port, &socket)?
+            }
+        };
+        Ok(Self { opened, index, program, workers, gone: false, _promiscuous: promiscuous })
+    }
+}
+
+impl Opening<'_> {
+    fn opened(&self, mode: &'static str) -> Opened {
+        Opened {
+            name: self.interface.name.clone(),
+            mode,
+            hook: None,
+            xdp: None,
+            zero_copy: false,
+            multi_buffer: true,
+            queues: 0,
+            driver: self.interface.driver.clone().unwrap_or_default(),
+            raw_ip: !self.interface.is_ethernet(),
+        }
+    }
+
+    fn worker<S: Source + 'static>(
+        &self,
+        index: usize,
+        cpu: Option<usize>,
+        queue: u32,
+        source: S,
+    ) -> Result<WorkerLink, EngineError> {
+        let name = format!("tl-{}-q{queue}", self.interface.name);
+        let config = WorkerConfig { name: name.clone(), cpu, port: self.port, index, queue };
+        spawn(config, source, self.events.clone())
+            .map_err(|source| EngineError::Thread { name, source })
+    }
+
+    fn tap(
+        mut self,
+        hook: TapHook,
+        direction: Direction,
+        xdp: XdpMode,
+        ring_bytes: u32,
+    ) -> Result<(Opened, Program, Vec<WorkerLink>), EngineError> {
+        if matches!(self.interface.link_type, LinkType::Other(_)) {
+            let name = self.interface.name;
+            return Err(EngineError::LinkType { name, or_ip: " or IP" });
+        }
+        if !ring_bytes.is_power_of_two() || !(1 << 20..=1 << 30).contains(&ring_bytes) {
+            return Err(EngineError::RingSize(ring_bytes));
+        }
+        let mut opened = self.opened("tap");
+        let mut workers = Vec::new();
+        // Rings first, then the programs that fill them. A CPU that comes online later has none: its
+        // hits are counted as drops.
+        for cpu in online_cpus() {
+            let ring = self.program.add_ring(cpu as u32, ring_bytes)?;
+            let ring = Ring::map(ring, ring_bytes).map_err(|source| EngineError::Ring {
+                cpu,
+                bytes: ring_bytes,
+                source,
+            })?;
+            let on = self.cpus.next();
+            workers.push(self.worker(workers.len(), on, cpu as u32, ring)?);
+        }
+        opened.queues = workers.len() as u32;
+        let (hook, xdp) = self.program.attach_tap(&self.interface, hook, direction, xdp)?;
+        (opened.hook, opened.xdp) = (Some(hook), xdp);
+        Ok((opened, self.program, workers))
+    }
+
+    fn exclusive(
+        mut self,
+        xdp: XdpMode,
+        mirror_port: bool,
+        config: &SocketConfig,
+    ) -> Result<(Opened, Program, Vec<WorkerLink>), EngineError> {
+        if !self.interface.is_ethernet() {
+            return Err(EngineError::LinkType { name: self.interface.name, or_ip: "" });
+        }
+        if let Some(reason) = self.interface.exclusive_would_cut()
+            && !mirror_port
+        {
+            return Err(EngineError::WouldCut { reason });
+        }
+        let mut opened = self.opened("exclusive");
+        opened.zero_copy = true;
+        opened.queues = self.interface.rx_queues.clamp(1, MAX_QUEUES);
+        // First the program, which so far passes everything, then the sockets: some drivers reset
+        // their queues when a program is attached.
+        opened.xdp = Some(self.program.attach_exclusive(&self.interface, xdp)?);
+        let mut workers = Vec::new();
+        for queue in 0..opened.queues {
+            let socket = Socket::open(&self.interface.name, queue, config)?;
+            opened.zero_copy &= socket.zero_copy();
+            opened.multi_buffer &= socket.multi_buffer();
+            self.program.set_socket(queue, socket.as_raw_fd())?;
+            let on = self.cpus.next();
+            workers.push(self.worker(workers.len(), on, queue, socket)?);
+        }
+        warn_of_single_buffers(&self.interface, &opened, config);
+        Ok((opened, self.program, workers))
+    }
+}
+
+/// CPUs that run now.
+fn online_cpus() -> Vec<usize> {
+    let listed = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
+    let mut cpus = Vec::new();
+    for range in listed.trim().split(',') {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        if let (Ok(first), Ok(last)) = (first.parse(), last.parse::<usize>()) {
+            cpus.extend(first..=last);
+        }
+    }
+    if cpus.is_empty() { default_cpus() } else { cpus }
+}
+
+fn warn_of_single_buffers(interface: &Interface, opened: &Opened, config: &SocketConfig) {
+    // The kernel keeps 256 bytes of each frame; Ethernet and two VLAN tags take 22.
+    let room = config.frame_size - 256;
+    if !opened.multi_buffer && interface.mtu + 22 > room {
+        log::warn!(
+            "{}: MTU {} is more than a UMEM frame holds ({room} bytes), and this kernel does not \
+             split packets (Linux 6.6 does): longer ones will be counted as rx_dropped",
+            interface.name,
+            interface.mtu,
+        );
+    }
+}
+
+/// The CPUs that this process may use, from the highest down.
+pub(super) fn default_cpus() -> Vec<usize> {
+    let allowed = sched_getaffinity(Pid::from_raw(0)).unwrap_or_default();
+    let allowed = |cpu: &usize| allowed.is_set(*cpu).unwrap_or(false);
+    let mut cpus: Vec<usize> = (0..CpuSet::count()).filter(allowed).collect();
+    cpus.reverse();
+    if cpus.is_empty() { vec![0] } else { cpus }
+}

@@ -1,0 +1,17 @@
+//! Segments: pcapng files that are hidden until they are whole.
+//!
+//! - A segment is written as `.NAME.part` beside its place. When it is complete it gets its statistics
+//!   blocks, is synced, and is renamed to `NAME`; then its folder is synced. A visible name is always a
+//!   whole file, also after a crash.
+//! - A write that fails is cut back to the last whole block. What is whole is kept and made visible;
+//!   what was lost is counted.
+//! - A stream (standard output, a FIFO) has no name to hide: it gets the same blocks as they come.
+
+pub mod pcapng;
+mod recover;
+mod writer;
+
+pub use recover::{recover, recover_folder, survey};
+pub use writer::{
+    InterfaceLabel, Rotation, SegmentError, SegmentInfo, StreamTotals, Target, WriteOutcome, Writer,
+};

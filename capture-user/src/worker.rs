@@ -1,0 +1,407 @@
+//! The loop that takes packets off one queue and encodes them: no lock, no allocation, no formatting,
+//! and no system call but the poll of an empty queue.
+//!
+//! A worker owns its source and, per job, a [`Sink`]. It shares nothing that it writes in the loop;
+//! what others need to know it publishes once per batch.
+
+use std::{
+    os::fd::AsFd as _,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use capture_ebpf::abi::{DIRECTION_IN, DIRECTION_OUT, MAX_JOBS};
+use crossbeam::channel::{Receiver, Sender, TrySendError, unbounded};
+use nix::{
+    sched::{CpuSet, sched_setaffinity},
+    sys::eventfd::EventFd,
+    unistd::Pid,
+};
+
+use crate::{
+    buffer::{Buffer, Pool},
+    clock::{Clock, monotonic_ns},
+    disk::ToDisk,
+    engine::{Event, JobId},
+    limits::{Lease, Limits},
+    segment::pcapng::{self, Direction, Packet},
+    source::{Received, Source, SourceCounters, Wake},
+    stats::{QueueCounters, QueueTotals},
+};
+
+/// Empty looks at the queue before the worker sleeps. A few microseconds: shorter than waking up
+/// takes, so that a steady stream is never slept through, and too short to be seen as load.
+const SPINS: u32 = 200;
+
+/// Longest sleep; bounds how late a partly filled buffer is passed on.
+const LONG_NAP: Duration = Duration::from_millis(100);
+
+/// Sleep of a reader that the kernel does not wake, while there is traffic: the most that its packets
+/// are late. A ring must hold what comes meanwhile; one that fills up wakes its reader sooner.
+const SHORT_NAP: Duration = Duration::from_millis(4);
+
+/// How long packets may stay in a buffer that does not fill up, nanoseconds.
+const FLUSH_NS: u64 = 200_000_000;
+
+/// How often the clock is compared with the wall clock's, nanoseconds.
+const CLOCK_NS: u64 = 1_000_000_000;
+
+/// What the engine asks of a worker.
+pub(crate) enum ToWorker {
+    /// Take part in a job. Answered with what the source has counted so far.
+    Add { slot: usize, sink: Box<Sink>, answer: Sender<SourceCounters> },
+    /// Finish a job that the kernel does not match any more: drain, pass on, report.
+    Finish { slot: usize },
+    /// End the thread.
+    Exit,
+}
+
+/// How the engine reaches a worker.
+pub(crate) struct WorkerLink {
+    mailbox: Sender<ToWorker>,
+    called: Arc<AtomicBool>,
+    wake: Arc<EventFd>,
+    thread: Option<JoinHandle<()>>,
+    pub(crate) queue: u32,
+}
+
+impl WorkerLink {
+    /// Leaves a message and wakes the worker.
+    pub(crate) fn send(&self, message: ToWorker) {
+        if self.mailbox.send(message).is_ok() {
+            self.called.store(true, Ordering::Release);
+            if let Err(error) = self.wake.write(1) {
+                log::warn!("waking a worker: {error}");
+            }
+        }
+    }
+}
+
+impl Drop for WorkerLink {
+    fn drop(&mut self) {
+        self.send(ToWorker::Exit);
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            log::error!("a worker panicked");
+        }
+    }
+}
+
+/// A job's final word from one worker.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Drained {
+    pub(crate) totals: QueueTotals,
+    pub(crate) source: SourceCounters,
+}
+
+/// One job's place in one worker.
+pub(crate) struct Sink {
+    pub(crate) job: JobId,
+    /// Index of this queue among the job's.
+    pub(crate) stream: usize,
+    pub(crate) interface: u32,
+    pub(crate) snaplen: usize,
+    /// Fill of a buffer beyond which it is passed on, bytes.
+    pub(crate) fill: usize,
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) disk: Sender<ToDisk>,
+    pub(crate) limits: Option<Arc<Limits>>,
+    pub(crate) counters: Arc<QueueCounters>,
+    pub(crate) state: SinkState,
+}
+
+/// What changes in a [`Sink`].
+#[derive(Default)]
+pub(crate) struct SinkState {
+    buffer: Option<Buffer>,
+    /// Kernel time at which the buffer got its first packet.
+    begun_ns: u64,
+    lease: Lease,
+    totals: QueueTotals,
+    limit_said: bool,
+}
+
+impl Sink {
+    /// Encodes one packet, or counts why not.
+    #[inline]
+    fn take(&mut self, packet: &Received<'_>, utc_ns: u64, queue: u32) {
+        let state = &mut self.state;
+        state.totals.delivered += 1;
+        let captured = packet.len().min(self.snaplen);
+        let need = pcapng::packet_len(captured);
+        let full = state.buffer.as_ref().is_none_or(|buffer| buffer.len() + need > self.fill);
+        if full && !self.renew(packet.header.time_ns) {
+            self.state.totals.buffer_full += 1;
+            return;
+        }
+        let state = &mut self.state;
+        if let Some(limits) = &self.limits
+            && !state.lease.admit(limits, captured as u64)
+        {
+            state.totals.past_limit += 1;
+            return;
+        }
+        let Some(buffer) = &mut state.buffer else { return };
+        let record = Packet {
+            interface: self.interface,
+            queue,
+            direction: match packet.header.direction {
+                DIRECTION_IN => Direction::Inbound,
+                DIRECTION_OUT => Direction::Outbound,
+                _ => Direction::Unknown,
+            },
+            timestamp_ns: utc_ns,
+            original_len: packet.header.original_len,
+            data: if packet.rest.is_empty() { &packet.data[..captured] } else { packet.data },
+        };
+        let written = if packet.rest.is_empty() {
+            pcapng::packet(buffer.free(), &record)
+        } else {
+            pcapng::packet_parts(buffer.free(), &record, captured, packet.rest.iter().copied())
+        };
+        match written {
+            Some(written) => {
+                buffer.commit(written, captured, utc_ns);
+                state.totals.captured += 1;
+                state.totals.captured_bytes += captured as u64;
+            }
+            // Only a packet larger than a whole buffer: configuration forbids it.
+            None => state.totals.buffer_full += 1,
+        }
+    }
+
+    /// Passes the buffer on and takes an empty one; false when there is none.
+    #[cold]
+    fn renew(&mut self, now_ns: u64) -> bool {
+        self.pass_on();
+        self.state.buffer = self.pool.take();
+        self.state.begun_ns = now_ns;
+        self.state.buffer.is_some()
+    }
+
+    /// Passes the buffer on if anything is in it.
+    fn pass_on(&mut self) {
+        let Some(buffer) = self.state.buffer.take_if(|buffer| !buffer.is_empty()) else { return };
+        let message = ToDisk::Buffer { stream: self.stream, buffer };
+        match self.disk.try_send(message) {
+            Ok(()) => {}
+            // The queue has room for all buffers there are, and its reader outlives the job.
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
+                log::error!("job {}: the disk thread is gone", self.job);
+            }
+        }
+    }
+
+    /// Ends a batch. Says whether the job has just reached a limit.
+    fn settle(&mut self) -> bool {
+        self.counters.publish(&self.state.totals);
+        let Some(limits) = &self.limits else { return false };
+        let reached = self.state.lease.settle(limits);
+        reached && !std::mem::replace(&mut self.state.limit_said, true)
+    }
+}
+
+/// Where and as what a worker runs.
+pub(crate) struct WorkerConfig {
+    /// Thread name.
+    pub(crate) name: String,
+    /// CPU to run on.
+    pub(crate) cpu: Option<usize>,
+    /// Index of the interface in the engine.
+    pub(crate) port: usize,
+    /// Index of the worker on the interface.
+    pub(crate) index: usize,
+    /// Receive queue.
+    pub(crate) queue: u32,
+}
+
+struct Worker<S> {
+    config: WorkerConfig,
+    source: S,
+    sinks: [Option<Box<Sink>>; MAX_JOBS],
+    mailbox: Receiver<ToWorker>,
+    called: Arc<AtomicBool>,
+    wake: Arc<EventFd>,
+    engine: Sender<Event>,
+    clock: Clock,
+    clock_at_ns: u64,
+    gone: bool,
+    nap: Duration,
+}
+
+/// Starts a worker on its source.
+pub(crate) fn spawn<S: Source + 'static>(
+    config: WorkerConfig,
+    source: S,
+    engine: Sender<Event>,
+) -> std::io::Result<WorkerLink> {
+    let (mailbox, inbox) = unbounded();
+    let called = Arc::new(AtomicBool::new(false));
+    let wake = Arc::new(EventFd::from_flags(nix::sys::eventfd::EfdFlags::EFD_NONBLOCK)?);
+    let queue = config.queue;
+    let worker = Worker {
+        source,
+        sinks: [const { None }; MAX_JOBS],
+        mailbox: inbox,
+        called: Arc::clone(&called),
+        wake: Arc::clone(&wake),
+        engine,
+        clock: Clock::new(),
+        clock_at_ns: monotonic_ns(),
+        gone: false,
+        nap: LONG_NAP,
+        config,
+    };
+    let thread =
+        thread::Builder::new().name(worker.config.name.clone()).spawn(move || worker.run())?;
+    Ok(WorkerLink { mailbox, called, wake, thread: Some(thread), queue })
+}
+
+impl<S: Source> Worker<S> {
+    fn run(mut self) {
+        self.pin();
+        let mut idle = 0;
+        loop {
+            if self.called.swap(false, Ordering::Acquire) && !self.answer_calls() {
+                return;
+            }
+            if self.batch() > 0 {
+                idle = 0;
+                self.nap = if S::WAKES { LONG_NAP } else { SHORT_NAP };
+                continue;
+            }
+            idle += 1;
+            if idle < SPINS {
+                std::hint::spin_loop();
+                continue;
+            }
+            self.tidy();
+            self.sleep();
+        }
+    }
+
+    /// One batch through the sinks.
+    #[inline]
+    fn batch(&mut self) -> usize {
+        let Self { source, sinks, clock, .. } = self;
+        let queue = self.config.queue;
+        let mut touched = 0_u64;
+        let mut now_ns = 0;
+        let taken = source.receive(|packet| {
+            now_ns = packet.header.time_ns;
+            let utc_ns = clock.utc(now_ns);
+            let mut jobs = packet.header.jobs;
+            touched |= jobs;
+            while jobs != 0 {
+                let slot = jobs.trailing_zeros() as usize;
+                jobs &= jobs - 1;
+                if let Some(sink) = &mut sinks[slot] {
+                    sink.take(packet, utc_ns, queue);
+                }
+            }
+        });
+        while touched != 0 {
+            let slot = touched.trailing_zeros() as usize;
+            touched &= touched - 1;
+            if let Some(sink) = &mut sinks[slot] {
+                if sink.settle() {
+                    drop(self.engine.send(Event::Limit { job: sink.job }));
+                }
+                // A busy queue never sleeps, so a quiet job's packets are passed on here.
+                if now_ns.saturating_sub(sink.state.begun_ns) > FLUSH_NS {
+                    sink.pass_on();
+                }
+            }
+        }
+        if now_ns.saturating_sub(self.clock_at_ns) > CLOCK_NS {
+            self.clock_at_ns = now_ns;
+            self.clock.refresh();
+        }
+        taken
+    }
+
+    /// Before sleeping: passes on what has waited long enough.
+    fn tidy(&mut self) {
+        let now_ns = monotonic_ns();
+        for sink in self.sinks.iter_mut().flatten() {
+            if now_ns.saturating_sub(sink.state.begun_ns) > FLUSH_NS {
+                sink.pass_on();
+            }
+        }
+    }
+
+    fn sleep(&mut self) {
+        if self.gone {
+            // Nothing comes any more but messages.
+            let mut fds = [nix::poll::PollFd::new(self.wake.as_fd(), nix::poll::PollFlags::POLLIN)];
+            let _: nix::Result<_> = nix::poll::poll(&mut fds, nix::poll::PollTimeout::NONE);
+            let _: nix::Result<_> = self.wake.read();
+            return;
+        }
+        match self.source.wait(self.wake.as_fd(), self.nap) {
+            // Nothing came while it slept: it can sleep longer.
+            Ok(Wake::Look) => self.nap = (self.nap * 2).min(LONG_NAP),
+            Ok(Wake::Called) => drop(self.wake.read()),
+            Ok(Wake::Gone) => {
+                self.gone = true;
+                drop(self.engine.send(Event::Gone { port: self.config.port }));
+            }
+            Err(error) => {
+                log::error!("{}: {error}", self.config.name);
+                self.gone = true;
+                drop(self.engine.send(Event::Gone { port: self.config.port }));
+            }
+        }
+    }
+
+    /// Handles every message; false when the thread is to end.
+    #[cold]
+    fn answer_calls(&mut self) -> bool {
+        while let Ok(message) = self.mailbox.try_recv() {
+            match message {
+                ToWorker::Add { slot, sink, answer } => {
+                    self.sinks[slot] = Some(sink);
+                    let _: Result<(), _> = answer.send(self.source.counters().unwrap_or_default());
+                }
+                ToWorker::Finish { slot } => self.finish(slot),
+                ToWorker::Exit => return false,
+            }
+        }
+        true
+    }
+
+    fn finish(&mut self, slot: usize) {
+        // The kernel has stopped matching the job, so what lies on the queue now is all there is.
+        let mut backlog = self.source.backlog();
+        while backlog > 0 {
+            match self.batch() {
+                0 => break,
+                taken => backlog = backlog.saturating_sub(taken),
+            }
+        }
+        let Some(mut sink) = self.sinks[slot].take() else { return };
+        sink.settle();
+        sink.pass_on();
+        let drained = Drained {
+            totals: sink.state.totals,
+            source: self.source.counters().unwrap_or_default(),
+        };
+        let (port, worker) = (self.config.port, self.config.index);
+        drop(self.engine.send(Event::Drained { job: sink.job, port, worker, drained }));
+    }
+
+    /// Keeps the worker on its CPU, so that it and its rings share a cache.
+    fn pin(&self) {
+        let Some(cpu) = self.config.cpu else { return };
+        let mut set = CpuSet::new();
+        let pinned = set.set(cpu).and_then(|()| sched_setaffinity(Pid::from_raw(0), &set));
+        if let Err(error) = pinned {
+            log::warn!("{}: not pinned to CPU {cpu}: {error}", self.config.name);
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! The load generator: stamped frames into one end of a veth pair, made in the kernel.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    thread,
+    time::{Duration, Instant},
+};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Array, MapData, PerCpuArray},
+    programs::{TestRun as _, TestRunAttrs, TestRunOptions, Xdp},
+};
+use capture_ebpf::abi::generator::{CONFIG, Config, PROGRAM, SENT, Stamp};
+use nix::{
+    sched::{CpuSet, sched_setaffinity},
+    unistd::Pid,
+};
+
+use crate::{frames::Frame, netns::Namespace, veth::End};
+
+/// What the generator sends.
+#[derive(Clone, Debug)]
+pub struct Template {
+    /// Frame length without checksum, bytes: 60 to [`LONGEST`].
+    pub length: usize,
+    /// Source address.
+    pub src: IpAddr,
+    /// Destination address.
+    pub dst: IpAddr,
+    /// UDP source port of the first flow; the others follow.
+    pub sport: u16,
+    /// UDP destination port.
+    pub dport: u16,
+    /// Number of flows, taken in turn.
+    pub flows: u32,
+    /// Added to the CPU number in each stamp, to tell generators apart.
+    pub source: u32,
+}
+
+impl Default for Template {
+    fn default() -> Self {
+        Self {
+            length: 60,
+            src: Ipv4Addr::new(10, 0, 0, 1).into(),
+            dst: Ipv4Addr::new(10, 0, 0, 2).into(),
+            sport: 1000,
+            dport: 2000,
+            flows: 1,
+            source: 0,
+        }
+    }
+}
+
+/// The longest frame that the kernel can send this way: a page less headroom and tailroom.
+pub const LONGEST: usize = 3300;
+
+/// The most that is sent in one system call, so that a deadline is not missed by much.
+const CHUNK: u32 = 16384;
+
+/// Frames that the kernel makes before it hands them on.
+const BATCH: u32 = 64;
+
+impl Template {
+    fn headers(&self) -> Frame {
+        Frame::new().ip(self.src, self.dst).udp(self.sport, self.dport)
+    }
+
+    fn stamp_offset(&self) -> usize {
+        self.headers().build().len()
+    }
+
+    /// The frame as it leaves, but for its stamp and flow.
+    pub fn frame(&self) -> Vec<u8> {
+        assert!(self.length <= LONGEST, "{} is longer than {LONGEST}", self.length);
+        self.headers().payload(&[0; size_of::<Stamp>()]).fill(self.length).build()
+    }
+
+    /// Reads the stamp of a frame that was made from this.
+    pub fn stamp(&self, frame: &[u8]) -> Stamp {
+        let at = self.stamp_offset();
+        let word = |at: usize| u64::from_le_bytes(*frame[at..].first_chunk().unwrap());
+        Stamp { sequence: word(at), source: word(at + 8) }
+    }
+
+    /// The source port of a frame that was made from this.
+    pub fn flow(&self, frame: &[u8]) -> u16 {
+        u16::from_be_bytes(*frame[self.stamp_offset() - 8..].first_chunk().unwrap())
+    }
+
+    /// The frame that was sent with this stamp.
+    pub fn expected(&self, stamp: Stamp) -> Vec<u8> {
+        let mut frame = self.frame();
+        let at = self.stamp_offset();
+        frame[at..at + 8].copy_from_slice(&stamp.sequence.to_le_bytes());
+        frame[at + 8..at + 16].copy_from_slice(&stamp.source.to_le_bytes());
+        let port = u64::from(self.sport) + stamp.sequence % u64::from(self.flows);
+        frame[at - 8..at - 6].copy_from_slice(&(port as u16).to_be_bytes());
+        frame
+    }
+}
+
+/// A generator at one end of a veth pair; the frames come out of the other.
+///
+/// The other end must have an XDP program or gather segments (GRO), or the kernel drops them.
+pub struct Generator<'a> {
+    namespace: &'a Namespace,
+    template: Template,
+    ebpf: Ebpf,
+    sent: PerCpuArray<MapData, u64>,
+    cpu: Option<usize>,
+}
+
+impl<'a> Generator<'a> {
+    /// A generator that sends out of `end`.
+    pub fn new(end: &End<'a>, template: Template) -> Self {
+        let mut ebpf = EbpfLoader::new().load(capture_ebpf::GENERATOR).unwrap();
+        let program: &mut Xdp = ebpf.program_mut(PROGRAM).unwrap().try_into().unwrap();
+        program.load().unwrap();
+        let mut config: Array<_, Config> = ebpf.take_map(CONFIG).unwrap().try_into().unwrap();
+        let stamp_offset = template.stamp_offset() as u32;
+        let value = Config {
+            ifindex: end.index,
+            flows: template.flows,
+            first_port: template.sport.into(),
+            port_offset: stamp_offset - 8,
+            stamp_offset,
+            source: template.source,
+        };
+        config.set(0, value, 0).unwrap();
+        let sent = ebpf.take_map(SENT).unwrap().try_into().unwrap();
+        Self { namespace: end.namespace, template, ebpf, sent, cpu: None }
+    }
+
+    /// Sends from this CPU only.
+    #[must_use]
+    pub fn pinned(mut self, cpu: usize) -> Self {
+        self.cpu = Some(cpu);
+        self
+    }
+
+    /// What it sends.
+    pub fn template(&self) -> &Template {
+        &self.template
+    }
+
+    /// How many it has sent so far.
+    pub fn sent(&self) -> u64 {
+        self.sent.get(&0, 0).unwrap().iter().sum()
+    }
+
+    /// Sends exactly `count` frames, in bursts that a veth queue has room for.
+    pub fn send(&self, count: u64) {
+        self.inside(|program, frame| {
+            let mut rest = count;
+            while rest > 0 {
+                let now = rest.min(BATCH.into()) as u32;
+                burst(program, frame, now);
+                rest -= u64::from(now);
+                // The receiver may live on this very CPU.
+                thread::yield_now();
+            }
+        });
+    }
+
+    /// Sends `rate` frames a second for as long as `duration`; gives how many.
+    pub fn send_paced(&self, rate: u64, duration: Duration) -> u64 {
+        let before = self.sent();
+        self.inside(|program, frame| {
+            let start = Instant::now();
+            let total = (u128::from(rate) * duration.as_nanos() / 1_000_000_000) as u64;
+            let mut done = 0;
+            while done < total {
+                let elapsed = start.elapsed().min(duration).as_nanos();
+                let due = (u128::from(rate) * elapsed / 1_000_000_000) as u64 - done;
+                if due == 0 {
+                    thread::sleep(Duration::from_micros(50));
+                    continue;
+                }
+                let now = due.min(CHUNK.into()) as u32;
+                burst(program, frame, now);
+                done += u64::from(now);
+            }
+        });
+        self.sent() - before
+    }
+
+    /// Sends as fast as it can for as long as `duration`; gives how many.
+    pub fn flood(&self, duration: Duration) -> u64 {
+        let start = Instant::now();
+        self.flood_while(|| start.elapsed() < duration)
+    }
+
+    /// Sends as fast as it can while something holds; gives how many.
+    pub fn flood_while(&self, mut holds: impl FnMut() -> bool + Send) -> u64 {
+        let before = self.sent();
+        self.inside(|program, frame| {
+            while holds() {
+                burst(program, frame, CHUNK);
+            }
+        });
+        self.sent() - before
+    }
+
+    fn inside(&self, body: impl FnOnce(&Xdp, &[u8]) + Send) {
+        let program: &Xdp = self.ebpf.program(PROGRAM).unwrap().try_into().unwrap();
+        let frame = self.template.frame();
+        // The kernel looks the device up in the namespace of whoever starts the run.
+        self.namespace.enter(|| {
+            if let Some(cpu) = self.cpu {
+                let mut cpus = CpuSet::new();
+                cpus.set(cpu).unwrap();
+                sched_setaffinity(Pid::from_raw(0), &cpus).unwrap();
+            }
+            body(program, &frame);
+        });
+    }
+}
+
+impl std::fmt::Debug for Generator<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Generator").field("template", &self.template).finish_non_exhaustive()
+    }
+}
+
+fn burst(program: &Xdp, frame: &[u8], count: u32) {
+    let options = TestRunOptions {
+        data_in: Some(frame),
+        repeat: count,
+        attrs: TestRunAttrs::new().xdp_live_frames(BATCH),
+        ..TestRunOptions::default()
+    };
+    program.test_run(options).unwrap();
+}
