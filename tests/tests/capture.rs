@@ -312,7 +312,9 @@ fn standard_output_streams_into_tshark() {
         .spawn()
         .unwrap();
     capture.wait_until_ready();
-    let generator = Generator::new(&veth.left, Template { flows: 2, ..Template::default() });
+    // Flows are taken in turn on each CPU.
+    let template = Template { flows: 2, ..Template::default() };
+    let generator = Generator::new(&veth.left, template).pinned(0);
     generator.send_paced(10_000, SECOND / 5);
     let ended = capture.wait();
     let read = tshark.wait_with_output().unwrap();
