@@ -1,6 +1,6 @@
 //! The buffers that packets are encoded into and that go to the disk thread whole.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use crossbeam::queue::ArrayQueue;
 
@@ -25,7 +25,8 @@ pub struct Buffer {
     pub first_ns: u64,
     /// Latest packet time in it, UTC nanoseconds.
     pub last_ns: u64,
-    home: Arc<Pool>,
+    /// A pool holds its buffers, so they do not hold it.
+    home: Weak<Pool>,
 }
 
 impl Buffer {
@@ -54,26 +55,44 @@ impl Buffer {
     /// Takes `bytes` more of the free part as filled, with one packet.
     #[inline]
     pub fn commit(&mut self, bytes: usize, captured: usize, time_ns: u64) {
+        self.filled += bytes;
+        self.note(captured, time_ns);
+    }
+
+    /// Counts a packet whose bytes are [appended](Self::append) with others'.
+    #[inline]
+    pub(crate) fn note(&mut self, captured: usize, time_ns: u64) {
         if self.packets == 0 {
             self.first_ns = time_ns;
         }
-        self.filled += bytes;
         self.packets += 1;
         self.captured_bytes += captured as u64;
         self.first_ns = self.first_ns.min(time_ns);
         self.last_ns = self.last_ns.max(time_ns);
     }
 
-    /// Empties it and gives it back to the pool that it came from.
-    pub fn recycle(mut self) {
+    /// Copies whole blocks in. The caller sees to it that there is room.
+    pub(crate) fn append(&mut self, blocks: &[u8]) {
+        self.free()[..blocks.len()].copy_from_slice(blocks);
+        self.filled += blocks.len();
+    }
+
+    /// Forgets what is in it.
+    pub fn empty(&mut self) {
         self.filled = 0;
         self.packets = 0;
         self.captured_bytes = 0;
         self.first_ns = 0;
         self.last_ns = 0;
-        let home = Arc::clone(&self.home);
-        // A pool has room for every buffer that it made.
-        drop(home.free.push(self));
+    }
+
+    /// Empties it and gives it back to the pool that it came from, if there still is one.
+    pub fn recycle(mut self) {
+        self.empty();
+        if let Some(home) = self.home.upgrade() {
+            // A pool has room for every buffer that it made.
+            drop(home.free.push(self));
+        }
     }
 }
 
@@ -86,45 +105,61 @@ impl std::fmt::Debug for Buffer {
     }
 }
 
-/// The buffers of one job on one worker. All memory is allocated, and touched, when it is made.
+/// The buffers of one job on one worker.
 #[derive(Debug)]
 pub struct Pool {
     free: ArrayQueue<Buffer>,
+    size: usize,
 }
 
+/// Buffers that a pool has from the start.
+const FIRST: usize = 2;
+
 impl Pool {
-    /// `count` buffers of `size` bytes, rounded up to whole pages.
+    /// A pool for `count` buffers of `size` bytes, rounded up to whole pages. It has the first two,
+    /// so that a job can start; [`fill`](Self::fill) makes the others.
     pub fn new(count: usize, size: usize) -> Arc<Self> {
-        let pool = Arc::new(Self { free: ArrayQueue::new(count.max(2)) });
-        for _ in 0..count.max(2) {
-            // Not zeroed by the allocator but written, so that no page fault waits in the hot loop.
-            let mut pages = vec![Page([0; ALIGNMENT]); size.div_ceil(ALIGNMENT).max(1)];
-            for page in &mut pages {
-                page.0[0] = std::hint::black_box(1);
-            }
-            let buffer = Buffer {
-                pages: pages.into_boxed_slice(),
-                filled: 0,
-                packets: 0,
-                captured_bytes: 0,
-                first_ns: 0,
-                last_ns: 0,
-                home: Arc::clone(&pool),
-            };
-            drop(pool.free.push(buffer));
+        let pool = Arc::new(Self { free: ArrayQueue::new(count.max(FIRST)), size });
+        for _ in 0..FIRST {
+            pool.add();
         }
         pool
+    }
+
+    /// Makes the rest of the buffers. Call it once.
+    pub fn fill(self: &Arc<Self>) {
+        for _ in FIRST..self.capacity() {
+            self.add();
+        }
+    }
+
+    /// How many buffers there are, free or not.
+    pub fn capacity(&self) -> usize {
+        self.free.capacity()
+    }
+
+    fn add(self: &Arc<Self>) {
+        // Not zeroed by the allocator but written, so that no page fault waits in the hot loop.
+        let mut pages = vec![Page([0; ALIGNMENT]); self.size.div_ceil(ALIGNMENT).max(1)];
+        for page in &mut pages {
+            page.0[0] = std::hint::black_box(1);
+        }
+        let buffer = Buffer {
+            pages: pages.into_boxed_slice(),
+            filled: 0,
+            packets: 0,
+            captured_bytes: 0,
+            first_ns: 0,
+            last_ns: 0,
+            home: Arc::downgrade(self),
+        };
+        drop(self.free.push(buffer));
     }
 
     /// An empty buffer, if one is free.
     #[inline]
     pub fn take(&self) -> Option<Buffer> {
         self.free.pop()
-    }
-
-    /// Breaks the circle of pool and buffers, so that both can go.
-    pub fn close(&self) {
-        while self.free.pop().is_some() {}
     }
 }
 

@@ -13,7 +13,8 @@ use crossbeam::channel::{Receiver, RecvTimeoutError, Sender};
 use crate::{
     buffer::{Buffer, Pool},
     engine::{Event, JobId},
-    segment::{SegmentError, SegmentInfo, StreamTotals, Writer},
+    merge::{Frontier, Lane, Merge},
+    segment::{Run, SegmentError, SegmentInfo, StreamTotals, Writer},
     stats::{Amount, Law},
 };
 
@@ -47,12 +48,18 @@ pub(crate) struct Stream {
     pub(crate) interface: usize,
     /// Where its buffers come from.
     pub(crate) pool: Arc<Pool>,
+    /// Up to when its packets have been passed on.
+    pub(crate) frontier: Arc<Frontier>,
 }
 
 pub(crate) struct Disk {
     pub(crate) job: JobId,
     pub(crate) writers: Vec<Writer>,
     pub(crate) streams: Vec<Stream>,
+    /// How the worker of each stream is asked to pass on what it has.
+    pub(crate) ask: Vec<Box<dyn Fn() + Send>>,
+    /// Most bytes that a buffer may hold.
+    pub(crate) fill: usize,
     pub(crate) inbox: Receiver<ToDisk>,
     pub(crate) engine: Sender<Event>,
 }
@@ -64,6 +71,9 @@ impl Disk {
     }
 
     fn run(mut self) {
+        for stream in &self.streams {
+            stream.pool.fill();
+        }
         let count = self.streams.len();
         let mut report = DiskReport {
             written: vec![Amount::default(); count],
@@ -71,11 +81,11 @@ impl Disk {
             segments: Vec::new(),
             error: None,
         };
+        let (mut merges, lanes) = self.merges();
         let totals = loop {
-            match self.next() {
+            match self.next(&merges) {
                 Ok(ToDisk::Buffer { stream, buffer }) => {
-                    self.write(stream, &buffer, &mut report);
-                    buffer.recycle();
+                    merges[self.streams[stream].writer].take(lanes[stream], buffer);
                 }
                 Ok(ToDisk::Finish { totals }) => break totals,
                 Err(RecvTimeoutError::Timeout) => {
@@ -88,37 +98,85 @@ impl Disk {
                 // The engine is gone without a word: seal what there is.
                 Err(RecvTimeoutError::Disconnected) => break Vec::new(),
             }
+            if let Some(totals) = self.write(&mut merges, &lanes, &mut report) {
+                break totals;
+            }
         };
-        self.finish(totals, &mut report);
-        for stream in &self.streams {
-            stream.pool.close();
+        for (at, merge) in merges.iter_mut().enumerate() {
+            merge.emit(u64::MAX, |buffer, runs| self.put(at, buffer, runs, &mut report));
         }
+        self.finish(totals, &mut report);
         drop(self.engine.send(Event::Sealed { job: self.job, report: Box::new(report) }));
     }
 
-    fn next(&self) -> Result<ToDisk, RecvTimeoutError> {
-        match self.writers.iter().filter_map(Writer::next_tick).min() {
-            Some(due) => {
-                let now = Instant::now();
-                // Not sooner than in a moment: a quiet segment that is due stays open.
-                let wait = due.saturating_duration_since(now).max(Duration::from_millis(20));
-                self.inbox.recv_timeout(wait)
-            }
+    /// A merge per writer, and for each stream which of its writer's lanes it is.
+    fn merges(&mut self) -> (Vec<Merge>, Vec<usize>) {
+        let mut of_writer: Vec<Vec<Lane>> = self.writers.iter().map(|_| Vec::new()).collect();
+        let mut index = Vec::new();
+        let ask = std::mem::take(&mut self.ask);
+        for ((at, stream), ask) in self.streams.iter().enumerate().zip(ask) {
+            let lanes = &mut of_writer[stream.writer];
+            index.push(lanes.len());
+            let frontier = Arc::clone(&stream.frontier);
+            lanes.push(Lane::new(at, stream.interface, frontier, stream.pool.capacity(), ask));
+        }
+        let merge = |lanes: Vec<Lane>| {
+            let mixed = (lanes.len() > 1).then(|| Pool::new(1, self.fill).take()).flatten();
+            Merge::new(lanes, mixed, self.fill)
+        };
+        (of_writer.into_iter().map(merge).collect(), index)
+    }
+
+    fn next(&self, merges: &[Merge]) -> Result<ToDisk, RecvTimeoutError> {
+        let tick = self.writers.iter().filter_map(Writer::next_tick).min().map(|due| {
+            // Not sooner than in a moment: a quiet segment that is due stays open.
+            due.saturating_duration_since(Instant::now()).max(Duration::from_millis(20))
+        });
+        let wait = merges.iter().filter_map(Merge::wait).min();
+        match tick.into_iter().chain(wait).min() {
+            Some(wait) => self.inbox.recv_timeout(wait),
             None => self.inbox.recv().map_err(|_closed| RecvTimeoutError::Disconnected),
         }
     }
 
-    fn write(&mut self, stream: usize, buffer: &Buffer, report: &mut DiskReport) {
+    /// Writes what may be written; gives the totals if the end is near.
+    fn write(
+        &mut self,
+        merges: &mut [Merge],
+        lanes: &[usize],
+        report: &mut DiskReport,
+    ) -> Option<Vec<StreamTotals>> {
+        // What they promise to be on the queue has to be taken off it before it is relied on.
+        let frontiers: Vec<u64> = merges.iter().map(Merge::frontier).collect();
+        let mut end = None;
+        while let Ok(message) = self.inbox.try_recv() {
+            match message {
+                ToDisk::Buffer { stream, buffer } => {
+                    merges[self.streams[stream].writer].take(lanes[stream], buffer);
+                }
+                ToDisk::Finish { totals } => end = Some(totals),
+            }
+        }
+        for (at, (merge, frontier)) in merges.iter_mut().zip(frontiers).enumerate() {
+            merge.emit(frontier, |buffer, runs| self.put(at, buffer, runs, report));
+            merge.ask();
+        }
+        end
+    }
+
+    fn put(&mut self, writer: usize, buffer: &Buffer, runs: &[Run], report: &mut DiskReport) {
         if report.error.is_some() {
             // After a failure the file ends where it failed: nothing may follow a gap.
-            report.lost[stream] += buffer.packets;
+            for run in runs {
+                report.lost[run.stream] += run.packets;
+            }
             return;
         }
-        let Stream { writer, interface, .. } = self.streams[stream];
-        let (outcome, result) = self.writers[writer].write(interface, buffer);
-        report.written[stream] +=
-            Amount { packets: outcome.packets, bytes: outcome.captured_bytes };
-        report.lost[stream] += outcome.lost;
+        let result = self.writers[writer].write(buffer, runs, |run, outcome| {
+            report.written[run.stream] +=
+                Amount { packets: outcome.packets, bytes: outcome.captured_bytes };
+            report.lost[run.stream] += outcome.lost;
+        });
         if let Err(error) = result {
             self.fail(error, report);
         }

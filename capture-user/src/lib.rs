@@ -14,7 +14,7 @@
 //! | the kernel program | it finds no job that wants it and passes it on, or redirects or copies it |
 //! | the ring of a queue or CPU | the worker takes a batch off it |
 //! | [`socket`] or [`ring`], where the kernel put it | the batch has been encoded; the memory goes back to the kernel |
-//! | a buffer of the job's | the disk thread has written it; the buffer goes back to the worker |
+//! | a buffer of the job's | the disk thread has written it, in the order of time if a file has several workers' packets (`merge.rs`); the buffer goes back to the worker |
 //! | a hidden segment | it is sealed, and its name becomes visible |
 //!
 //! The threads are described in [`engine`], which puts the parts together; what is counted, and the law
@@ -30,6 +30,7 @@ pub mod error;
 mod ethtool;
 pub mod filter;
 pub mod limits;
+mod merge;
 pub mod nic;
 pub mod program;
 pub mod ring;

@@ -13,5 +13,6 @@ mod writer;
 
 pub use recover::{recover, recover_folder, survey};
 pub use writer::{
-    InterfaceLabel, Rotation, SegmentError, SegmentInfo, StreamTotals, Target, WriteOutcome, Writer,
+    InterfaceLabel, Rotation, Run, SegmentError, SegmentInfo, StreamTotals, Target, WriteOutcome,
+    Writer,
 };

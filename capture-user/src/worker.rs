@@ -28,6 +28,7 @@ use crate::{
     disk::ToDisk,
     engine::{Event, JobId},
     limits::{Lease, Limits},
+    merge::Frontier,
     segment::pcapng::{self, Direction, Packet},
     source::{Received, Source, SourceCounters, Wake},
     stats::{QueueCounters, QueueTotals},
@@ -47,6 +48,10 @@ const SHORT_NAP: Duration = Duration::from_millis(4);
 /// How long packets may stay in a buffer that does not fill up, nanoseconds.
 const FLUSH_NS: u64 = 200_000_000;
 
+/// How long a packet may take from the kernel's reading of the clock to the queue, nanoseconds. What a
+/// worker finds on an empty queue says nothing of packets younger than this.
+const ON_THE_WAY_NS: u64 = 1_000_000;
+
 /// How often the clock is compared with the wall clock's, nanoseconds.
 const CLOCK_NS: u64 = 1_000_000_000;
 
@@ -54,22 +59,42 @@ const CLOCK_NS: u64 = 1_000_000_000;
 pub(crate) enum ToWorker {
     /// Take part in a job. Answered with what the source has counted so far.
     Add { slot: usize, sink: Box<Sink>, answer: Sender<SourceCounters> },
+    /// Pass on what there is of a job: others' packets wait for it.
+    Flush { slot: usize, job: JobId },
     /// Finish a job that the kernel does not match any more: drain, pass on, report.
     Finish { slot: usize },
     /// End the thread.
     Exit,
 }
 
-/// How the engine reaches a worker.
-pub(crate) struct WorkerLink {
+/// Where messages for a worker are left.
+#[derive(Clone)]
+pub(crate) struct Caller {
     mailbox: Sender<ToWorker>,
     called: Arc<AtomicBool>,
     wake: Arc<EventFd>,
+}
+
+/// How the engine reaches a worker.
+pub(crate) struct WorkerLink {
+    caller: Caller,
     thread: Option<JoinHandle<()>>,
     pub(crate) queue: u32,
 }
 
 impl WorkerLink {
+    /// See [`Caller::send`].
+    pub(crate) fn send(&self, message: ToWorker) {
+        self.caller.send(message);
+    }
+
+    /// For another thread that has something to say to the worker.
+    pub(crate) fn caller(&self) -> Caller {
+        self.caller.clone()
+    }
+}
+
+impl Caller {
     /// Leaves a message and wakes the worker.
     pub(crate) fn send(&self, message: ToWorker) {
         if self.mailbox.send(message).is_ok() {
@@ -110,6 +135,7 @@ pub(crate) struct Sink {
     pub(crate) fill: usize,
     pub(crate) pool: Arc<Pool>,
     pub(crate) disk: Sender<ToDisk>,
+    pub(crate) frontier: Arc<Frontier>,
     pub(crate) limits: Option<Arc<Limits>>,
     pub(crate) counters: Arc<QueueCounters>,
     pub(crate) state: SinkState,
@@ -187,13 +213,21 @@ impl Sink {
     /// Passes the buffer on if anything is in it.
     fn pass_on(&mut self) {
         let Some(buffer) = self.state.buffer.take_if(|buffer| !buffer.is_empty()) else { return };
+        let newest_ns = buffer.last_ns;
         let message = ToDisk::Buffer { stream: self.stream, buffer };
         match self.disk.try_send(message) {
-            Ok(()) => {}
+            Ok(()) => self.frontier.raise(newest_ns),
             // The queue has room for all buffers there are, and its reader outlives the job.
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
                 log::error!("job {}: the disk thread is gone", self.job);
             }
+        }
+    }
+
+    /// Says that all packets up to this time have been passed on, if so.
+    fn reach(&self, utc_ns: u64) {
+        if self.state.buffer.as_ref().is_none_or(Buffer::is_empty) {
+            self.frontier.raise(utc_ns);
         }
     }
 
@@ -230,6 +264,10 @@ struct Worker<S> {
     engine: Sender<Event>,
     clock: Clock,
     clock_at_ns: u64,
+    /// Kernel time of the newest packet so far.
+    newest_ns: u64,
+    /// When the looks at the queue began that have found it empty since.
+    empty_at_ns: u64,
     gone: bool,
     nap: Duration,
 }
@@ -253,13 +291,15 @@ pub(crate) fn spawn<S: Source + 'static>(
         engine,
         clock: Clock::new(),
         clock_at_ns: monotonic_ns(),
+        newest_ns: 0,
+        empty_at_ns: 0,
         gone: false,
         nap: LONG_NAP,
         config,
     };
     let thread =
         thread::Builder::new().name(worker.config.name.clone()).spawn(move || worker.run())?;
-    Ok(WorkerLink { mailbox, called, wake, thread: Some(thread), queue })
+    Ok(WorkerLink { caller: Caller { mailbox, called, wake }, thread: Some(thread), queue })
 }
 
 impl<S: Source> Worker<S> {
@@ -276,12 +316,17 @@ impl<S: Source> Worker<S> {
                 continue;
             }
             idle += 1;
+            if idle == 1 {
+                // The looks that follow see what had been put on the queue by now.
+                self.empty_at_ns = monotonic_ns();
+            }
             if idle < SPINS {
                 std::hint::spin_loop();
                 continue;
             }
             self.tidy();
             self.sleep();
+            self.empty_at_ns = monotonic_ns();
         }
     }
 
@@ -318,6 +363,7 @@ impl<S: Source> Worker<S> {
                 }
             }
         }
+        self.newest_ns = self.newest_ns.max(now_ns);
         if now_ns.saturating_sub(self.clock_at_ns) > CLOCK_NS {
             self.clock_at_ns = now_ns;
             self.clock.refresh();
@@ -325,13 +371,26 @@ impl<S: Source> Worker<S> {
         taken
     }
 
-    /// Before sleeping: passes on what has waited long enough.
+    /// Before sleeping: passes on what has waited long enough, and says that nothing else is there.
     fn tidy(&mut self) {
         let now_ns = monotonic_ns();
+        let nothing_until = self.clock.utc(self.empty_at_ns.saturating_sub(ON_THE_WAY_NS));
         for sink in self.sinks.iter_mut().flatten() {
             if now_ns.saturating_sub(sink.state.begun_ns) > FLUSH_NS {
                 sink.pass_on();
             }
+            sink.reach(nothing_until);
+        }
+    }
+
+    /// Passes on what there is of a job.
+    fn flush(&mut self, slot: usize, job: JobId) {
+        let Some(sink) = self.sinks[slot].as_mut().filter(|sink| sink.job == job) else { return };
+        sink.pass_on();
+        if self.gone {
+            sink.frontier.end();
+        } else if self.newest_ns > 0 {
+            sink.reach(self.clock.utc(self.newest_ns));
         }
     }
 
@@ -368,6 +427,7 @@ impl<S: Source> Worker<S> {
                     self.sinks[slot] = Some(sink);
                     let _: Result<(), _> = answer.send(self.source.counters().unwrap_or_default());
                 }
+                ToWorker::Flush { slot, job } => self.flush(slot, job),
                 ToWorker::Finish { slot } => self.finish(slot),
                 ToWorker::Exit => return false,
             }
@@ -387,6 +447,7 @@ impl<S: Source> Worker<S> {
         let Some(mut sink) = self.sinks[slot].take() else { return };
         sink.settle();
         sink.pass_on();
+        sink.frontier.end();
         let drained = Drained {
             totals: sink.state.totals,
             source: self.source.counters().unwrap_or_default(),

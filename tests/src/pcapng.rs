@@ -91,10 +91,12 @@ impl Contents {
     }
 }
 
-/// Reads a whole file, which `capinfos` and `tshark` must read without a complaint and alike.
+/// Reads a whole file, which `capinfos` and `tshark` must read without a complaint and alike, and
+/// whose packets must be in the order of their time.
 pub fn accepted(path: &Path) -> Contents {
     let contents = read(path);
     let name = path.to_str().unwrap();
+    assert!(contents.packets.is_sorted_by_key(|packet| packet.time), "{name}: not in order");
     assert_eq!(contents.packets.len() as u64, counted(path), "{name}: by capinfos");
     let fields = ["frame.len", "frame.cap_len", "frame.time_epoch"];
     let fields = fields.iter().flat_map(|field| ["-e", field]);

@@ -148,7 +148,7 @@ impl Control {
         }
         let id = self.next;
         self.next += 1;
-        let sinks = self.sinks(id, &mut spec)?;
+        let sinks = self.sinks(id, &slots, &mut spec)?;
         let disk = sinks[0].disk.clone();
         match self.enlist(&spec, &slots, sinks) {
             Ok((places, lanes)) => {
@@ -178,7 +178,12 @@ impl Control {
     }
 
     /// Opens a job's output and starts its disk thread; returns its place for each worker.
-    fn sinks(&self, job: JobId, spec: &mut JobSpec) -> Result<Vec<Sink>, StartError> {
+    fn sinks(
+        &self,
+        job: JobId,
+        slots: &[usize],
+        spec: &mut JobSpec,
+    ) -> Result<Vec<Sink>, StartError> {
         let workers = self.ports.iter().map(|port| port.workers.len()).sum();
         let limits = (spec.packet_limit.is_some() || spec.byte_limit.is_some())
             .then(|| Arc::new(Limits::new(spec.packet_limit, spec.byte_limit, workers)));
@@ -195,12 +200,21 @@ impl Control {
             fill,
             pool: Arc::clone(&stream.pool),
             disk: disk.clone(),
+            frontier: Arc::clone(&stream.frontier),
             limits: limits.clone(),
             counters: Arc::new(QueueCounters::default()),
             state: SinkState::default(),
         };
         let sinks = streams.iter().enumerate().map(sink).collect();
-        Disk { job, writers, streams, inbox, engine: self.events.clone() }
+        let workers = self.ports.iter().zip(slots).flat_map(|(port, slot)| {
+            port.workers.iter().map(move |worker| (*slot, worker.caller()))
+        });
+        let ask = workers
+            .map(|(slot, caller)| -> Box<dyn Fn() + Send> {
+                Box::new(move || caller.send(ToWorker::Flush { slot, job }))
+            })
+            .collect();
+        Disk { job, writers, streams, ask, fill, inbox, engine: self.events.clone() }
             .spawn()
             .map_err(StartError::Thread)?;
         Ok(sinks)
@@ -293,7 +307,13 @@ impl Control {
                         labels,
                     )?);
                     let pool = Pool::new(spec.buffers, spec.buffer_size);
-                    streams.push(Stream { writer: writers.len() - 1, interface: 0, pool });
+                    let frontier = Arc::default();
+                    streams.push(Stream {
+                        writer: writers.len() - 1,
+                        interface: 0,
+                        pool,
+                        frontier,
+                    });
                 }
             }
             target => {
@@ -301,7 +321,8 @@ impl Control {
                 writers.push(Writer::create(target, "", spec.rotation, &spec.comment, labels)?);
                 for (at, _, _) in queues {
                     let pool = Pool::new(spec.buffers, spec.buffer_size);
-                    streams.push(Stream { writer: 0, interface: at, pool });
+                    let frontier = Arc::default();
+                    streams.push(Stream { writer: 0, interface: at, pool, frontier });
                 }
             }
         }

@@ -357,6 +357,30 @@ fn frame<'o>(
     Some((&mut body[..captured], length))
 }
 
+/// What [`peek`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peeked {
+    /// Length of the packet's block.
+    pub block_len: usize,
+    /// When, in UTC nanoseconds.
+    pub timestamp_ns: u64,
+    /// Bytes captured of it.
+    pub captured: u32,
+}
+
+/// Reads the head of the packet block that `blocks` starts with. Only for blocks of our own making:
+/// it is not checked that they are whole. `None` at the end.
+#[inline]
+pub fn peek(blocks: &[u8]) -> Option<Peeked> {
+    let head = blocks.first_chunk::<PACKET_HEAD>()?;
+    let word = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
+    Some(Peeked {
+        block_len: word(4) as usize,
+        timestamp_ns: u64::from(word(12)) << 32 | u64::from(word(16)),
+        captured: word(20),
+    })
+}
+
 /// Finds the whole blocks at the front of `buf`: what may stay of a file that was torn by a full
 /// disk or a crash.
 ///

@@ -132,7 +132,7 @@ mod tests {
     use crate::{
         buffer::Pool,
         segment::{
-            InterfaceLabel, Rotation, Target, Writer,
+            InterfaceLabel, Rotation, Run, Target, Writer,
             pcapng::{Packet, packet},
         },
     };
@@ -156,7 +156,15 @@ mod tests {
             let length = packet(buffer.free(), &one).unwrap();
             buffer.commit(length, 60, one.timestamp_ns);
         }
-        writer.write(0, &buffer).1.unwrap();
+        let run = Run {
+            bytes: buffer.len(),
+            packets: buffer.packets,
+            captured_bytes: buffer.captured_bytes,
+            ..Run::default()
+        };
+        let mut written = 0;
+        writer.write(&buffer, &[run], |_, outcome| written += outcome.packets).unwrap();
+        assert_eq!(written, 100);
         writer.finish(&[]).1.unwrap();
         let bytes = fs::read(&path).unwrap();
         (path, bytes)

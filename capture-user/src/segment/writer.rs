@@ -117,7 +117,22 @@ pub struct StreamTotals {
     pub law: Law,
 }
 
-/// What became of a buffer.
+/// Packets of one stream that stand one after the other in a buffer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Run {
+    /// Index of the stream among the job's.
+    pub stream: usize,
+    /// Index of the interface in the file.
+    pub interface: usize,
+    /// Length of their blocks.
+    pub bytes: usize,
+    /// How many.
+    pub packets: u64,
+    /// Their captured lengths, bytes.
+    pub captured_bytes: u64,
+}
+
+/// What became of a run of packets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WriteOutcome {
     /// Packets written.
@@ -320,24 +335,24 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes a buffer of one interface's packets; rotates first if it is time.
-    ///
-    /// On an error the outcome still says how many of the packets are in the file.
+    /// Writes a buffer that consists of these runs; rotates first if it is time. Tells `became` what
+    /// became of each run, also on an error.
     pub fn write(
         &mut self,
-        interface: usize,
         buffer: &Buffer,
-    ) -> (WriteOutcome, Result<(), SegmentError>) {
-        let lost = WriteOutcome { lost: buffer.packets, ..WriteOutcome::default() };
-        if let Err(error) = self.rotate(buffer.len() as u64) {
-            return (lost, Err(error));
-        }
-        if self.open.is_none()
-            && let Err(error) = self.begin()
-        {
-            return (lost, Err(error));
-        }
-        let Some(open) = &mut self.open else { return (lost, Ok(())) };
+        runs: &[Run],
+        mut became: impl FnMut(&Run, WriteOutcome),
+    ) -> Result<(), SegmentError> {
+        let begun = self.rotate(buffer.len() as u64).and_then(|()| match self.open {
+            None => self.begin(),
+            Some(_) => Ok(()),
+        });
+        let (Ok(()), Some(open)) = (&begun, &mut self.open) else {
+            for run in runs {
+                became(run, WriteOutcome { lost: run.packets, ..WriteOutcome::default() });
+            }
+            return begun;
+        };
         let (put, result) = match (&mut open.sink, &mut self.target) {
             (Sink::File { file, .. }, _) => put(file, buffer.filled()),
             (Sink::Stream, Target::Stream(stream)) => {
@@ -346,30 +361,28 @@ impl Writer {
             }
             (Sink::Stream, _) => (0, Err(io::Error::other("the stream is closed"))),
         };
-        if result.is_ok() {
-            let outcome = WriteOutcome {
-                packets: buffer.packets,
-                captured_bytes: buffer.captured_bytes,
-                lost: 0,
-            };
-            open.account(interface, put as u64, &outcome, buffer);
-            return (outcome, Ok(()));
-        }
         // What is whole stays.
-        let whole = whole_prefix(&buffer.filled()[..put]);
-        let outcome = WriteOutcome {
-            packets: whole.packets,
-            captured_bytes: whole.captured_bytes,
-            lost: buffer.packets - whole.packets,
-        };
-        open.account(interface, whole.bytes as u64, &outcome, buffer);
-        if let Sink::File { file, .. } = &mut open.sink
+        let mut rest = &buffer.filled()[..put];
+        for run in runs {
+            let (bytes, packets, captured_bytes) = if run.bytes <= rest.len() {
+                (run.bytes, run.packets, run.captured_bytes)
+            } else {
+                let whole = whole_prefix(rest);
+                (whole.bytes, whole.packets, whole.captured_bytes)
+            };
+            let outcome = WriteOutcome { packets, captured_bytes, lost: run.packets - packets };
+            open.account(run.interface, bytes as u64, &outcome, buffer);
+            became(run, outcome);
+            rest = if run.bytes <= rest.len() { &rest[run.bytes..] } else { &[] };
+        }
+        if result.is_err()
+            && let Sink::File { file, .. } = &mut open.sink
             && let Err(error) = cut(file, open.info.size)
         {
             log::error!("cutting {} to whole blocks: {error}", open.info.path.display());
         }
-        let path = open.info.path.clone();
-        (outcome, result.map_err(failed("writing", &path)))
+        let path = &open.info.path;
+        result.map_err(|source| failed("writing", path)(source))
     }
 
     fn rotate(&mut self, more: u64) -> Result<(), SegmentError> {
