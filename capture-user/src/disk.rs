@@ -15,6 +15,7 @@ use crate::{
     engine::{Event, JobId},
     merge::{Frontier, Lane, Merge},
     segment::{Run, SegmentError, SegmentInfo, StreamTotals, Writer},
+    spool::{Outlet, Refused},
     stats::{Amount, Law},
 };
 
@@ -34,6 +35,8 @@ pub(crate) struct DiskReport {
     pub(crate) written: Vec<Amount>,
     /// Packets that could not be written, per stream.
     pub(crate) lost: Vec<u64>,
+    /// Packets for which the spool had no room, per stream.
+    pub(crate) refused: Vec<u64>,
     /// Every visible segment.
     pub(crate) segments: Vec<SegmentInfo>,
     /// The first thing that went wrong.
@@ -62,6 +65,8 @@ pub(crate) struct Disk {
     pub(crate) fill: usize,
     pub(crate) inbox: Receiver<ToDisk>,
     pub(crate) engine: Sender<Event>,
+    pub(crate) outlet: Outlet,
+    pub(crate) refused: Arc<Refused>,
 }
 
 impl Disk {
@@ -78,6 +83,7 @@ impl Disk {
         let mut report = DiskReport {
             written: vec![Amount::default(); count],
             lost: vec![0; count],
+            refused: vec![0; count],
             segments: Vec::new(),
             error: None,
         };
@@ -90,7 +96,9 @@ impl Disk {
                 Ok(ToDisk::Finish { totals }) => break totals,
                 Err(RecvTimeoutError::Timeout) => {
                     for at in 0..self.writers.len() {
-                        if let Err(error) = self.writers[at].tick() {
+                        let result = self.writers[at].tick();
+                        self.outlet.sealed(at, self.writers[at].sealed(), 0);
+                        if let Err(error) = result {
                             self.fail(error, &mut report);
                         }
                     }
@@ -172,13 +180,34 @@ impl Disk {
             }
             return;
         }
+        let bytes = buffer.len() as u64;
+        if !self.outlet.admit(writer, bytes) {
+            for run in runs {
+                report.refused[run.stream] += run.packets;
+                self.refused.add(Amount { packets: run.packets, bytes: run.captured_bytes });
+            }
+            self.make_room(report);
+            return;
+        }
         let result = self.writers[writer].write(buffer, runs, |run, outcome| {
             report.written[run.stream] +=
                 Amount { packets: outcome.packets, bytes: outcome.captured_bytes };
             report.lost[run.stream] += outcome.lost;
         });
+        self.outlet.sealed(writer, self.writers[writer].sealed(), bytes);
         if let Err(error) = result {
             self.fail(error, report);
+        }
+    }
+
+    /// Seals what is open, so that it can be taken away.
+    fn make_room(&mut self, report: &mut DiskReport) {
+        for at in 0..self.writers.len() {
+            let result = self.writers[at].rotate_now();
+            self.outlet.sealed(at, self.writers[at].sealed(), 0);
+            if let Err(error) = result {
+                self.fail(error, report);
+            }
         }
     }
 
@@ -194,6 +223,7 @@ impl Disk {
         for (at, totals) in totals.iter_mut().enumerate() {
             totals.law.written = report.written[at];
             totals.law.drops.write_error += report.lost[at];
+            totals.law.drops.spool_full += report.refused[at];
         }
         let used = self.writers.iter().any(Writer::is_used);
         for (at, writer) in std::mem::take(&mut self.writers).into_iter().enumerate() {
@@ -212,6 +242,7 @@ impl Disk {
                 add(&mut sum.law, &totals[index].law);
             }
             let (segments, result) = writer.finish(&interfaces);
+            self.outlet.sealed(at, &segments, 0);
             report.segments.extend(segments);
             if let Err(error) = result {
                 report.error.get_or_insert(error);

@@ -16,6 +16,7 @@
 //! | [`socket`] or [`ring`], where the kernel put it | the batch has been encoded; the memory goes back to the kernel |
 //! | a buffer of the job's | the disk thread has written it, in the order of time if a file has several workers' packets (`merge.rs`); the buffer goes back to the worker |
 //! | a hidden segment | it is sealed, and its name becomes visible |
+//! | a [`spool`] | whoever was told of the segment has taken it away |
 //!
 //! The threads are described in [`engine`], which puts the parts together; what is counted, and the law
 //! that it adds up, in [`stats`].
@@ -37,6 +38,7 @@ pub mod ring;
 pub mod segment;
 pub mod socket;
 pub mod source;
+pub mod spool;
 pub mod stats;
 pub mod sys;
 mod worker;

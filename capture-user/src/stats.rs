@@ -52,6 +52,8 @@ drops! {
     past_limit,
     /// the disk or the reader of the pipe refused it
     write_error,
+    /// the spool was full: what takes segments away was too slow
+    spool_full,
 }
 
 impl Drops {

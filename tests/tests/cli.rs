@@ -374,6 +374,7 @@ fn the_summary_in_json_has_the_documented_keys() {
         "rx_ring_full",
         "tap_ring_full",
         "write_error",
+        "spool_full",
     ];
     assert_eq!(keys(&summary["law"]["drops"]), BTreeSet::from(drops));
     let interface = &summary["interfaces"][0];

@@ -23,6 +23,7 @@ use crate::{
     limits::Limits,
     nic,
     segment::{InterfaceLabel, Target, Writer},
+    spool::{Outlet, Refused},
     stats::{Amount, QueueCounters},
     worker::{Drained, Sink, SinkState, ToWorker},
 };
@@ -148,7 +149,8 @@ impl Control {
         }
         let id = self.next;
         self.next += 1;
-        let sinks = self.sinks(id, &slots, &mut spec)?;
+        let refused = Arc::new(Refused::default());
+        let sinks = self.sinks(id, &slots, &mut spec, &refused)?;
         let disk = sinks[0].disk.clone();
         match self.enlist(&spec, &slots, sinks) {
             Ok((places, lanes)) => {
@@ -156,10 +158,19 @@ impl Control {
                 let (done, result) = bounded(1);
                 let queues = lanes.iter().map(|lane| self.queue(lane)).collect();
                 let until = spec.duration.map(|duration| since + duration);
-                let running =
-                    Running { places, lanes, disk, done, since, until, ending: None, seconds: 0.0 };
+                let running = Running {
+                    places,
+                    lanes,
+                    disk,
+                    refused: Arc::clone(&refused),
+                    done,
+                    since,
+                    until,
+                    ending: None,
+                    seconds: 0.0,
+                };
                 self.jobs.insert(id, running);
-                Ok(Job { id, engine: self.events.clone(), done: result, queues })
+                Ok(Job { id, engine: self.events.clone(), done: result, queues, refused })
             }
             Err(error) => {
                 self.withdraw(&slots);
@@ -183,6 +194,7 @@ impl Control {
         job: JobId,
         slots: &[usize],
         spec: &mut JobSpec,
+        refused: &Arc<Refused>,
     ) -> Result<Vec<Sink>, StartError> {
         let workers = self.ports.iter().map(|port| port.workers.len()).sum();
         let limits = (spec.packet_limit.is_some() || spec.byte_limit.is_some())
@@ -214,7 +226,10 @@ impl Control {
                 Box::new(move || caller.send(ToWorker::Flush { slot, job }))
             })
             .collect();
-        Disk { job, writers, streams, ask, fill, inbox, engine: self.events.clone() }
+        let outlet = Outlet::new(spec.sealed.take(), spec.budget.take(), writers.len());
+        let engine = self.events.clone();
+        let refused = Arc::clone(refused);
+        Disk { job, writers, streams, ask, fill, inbox, engine, outlet, refused }
             .spawn()
             .map_err(StartError::Thread)?;
         Ok(sinks)
@@ -352,6 +367,11 @@ impl Control {
         let known = delivered + progress.drops.total()
             - progress.drops.buffer_full
             - progress.drops.past_limit;
+        // Of what was encoded.
+        let refused = running.refused.read();
+        progress.drops.spool_full = refused.packets;
+        progress.captured.packets = progress.captured.packets.saturating_sub(refused.packets);
+        progress.captured.bytes = progress.captured.bytes.saturating_sub(refused.bytes);
         // Includes what is on its way: exact only when the job has ended.
         let lost = progress.hits.packets.saturating_sub(known);
         if self.ports.iter().any(|port| port.opened.mode == "exclusive") {

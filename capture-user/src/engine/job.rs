@@ -12,6 +12,7 @@ use crate::{
     filter::{Direction, Filter, FilterError},
     program::ProgramLoadError,
     segment::{Rotation, SegmentError, Target},
+    spool::{Budget, OnSealed, Refused},
     stats::{Amount, Drops, QueueCounters, QueueTotals},
 };
 
@@ -90,6 +91,10 @@ pub struct JobSpec {
     pub buffers: usize,
     /// Size of a buffer, bytes.
     pub buffer_size: usize,
+    /// Who is told of each segment as it is sealed.
+    pub sealed: Option<OnSealed>,
+    /// What its segments may take on the disk, together with other jobs'. Without it, all there is.
+    pub budget: Option<Arc<Budget>>,
 }
 
 impl JobSpec {
@@ -108,6 +113,8 @@ impl JobSpec {
             comment: String::new(),
             buffers: 16,
             buffer_size: 1 << 20,
+            sealed: None,
+            budget: None,
         }
     }
 
@@ -173,6 +180,7 @@ pub struct Job {
     pub(super) engine: Sender<Event>,
     pub(super) done: Receiver<Summary>,
     pub(super) queues: Vec<QueueProgress>,
+    pub(super) refused: Arc<Refused>,
 }
 
 /// A queue of a running job.
@@ -200,7 +208,10 @@ impl Job {
 
     /// Packets encoded so far.
     pub fn packets_captured(&self) -> u64 {
-        self.queues.iter().map(|queue| queue.totals().captured).sum()
+        // What was refused has been encoded.
+        let refused = self.refused.read().packets;
+        let encoded: u64 = self.queues.iter().map(|queue| queue.totals().captured).sum();
+        encoded.saturating_sub(refused)
     }
 
     /// Its queues, which go on counting.

@@ -12,6 +12,7 @@ use crate::{
     error::with_causes,
     segment::{SegmentInfo, StreamTotals},
     source::SourceCounters,
+    spool::Refused,
     stats::{Law, QueueCounters, QueueTotals, name_lost},
     worker::Drained,
 };
@@ -87,6 +88,7 @@ pub(super) struct Running {
     pub(super) places: Vec<Place>,
     pub(super) lanes: Vec<Lane>,
     pub(super) disk: Sender<ToDisk>,
+    pub(super) refused: Arc<Refused>,
     pub(super) done: Sender<Summary>,
     pub(super) since: Instant,
     pub(super) until: Option<Instant>,
@@ -151,6 +153,7 @@ impl Running {
         for (at, totals) in totals.iter_mut().enumerate() {
             totals.law.written = report.written[at];
             totals.law.drops.write_error = report.lost[at];
+            totals.law.drops.spool_full = report.refused[at];
         }
         let mut law = Law::default();
         let mut interfaces = Vec::new();

@@ -406,6 +406,13 @@ impl Writer {
         if due { self.rotate(0) } else { Ok(()) }
     }
 
+    /// Seals what is open, if it has packets and another segment may follow.
+    pub fn rotate_now(&mut self) -> Result<(), SegmentError> {
+        let has_packets = self.open.as_ref().is_some_and(|open| open.info.packets > 0);
+        let may_follow = matches!(self.target, Target::Directory { .. }) || self.rotation.is_on();
+        if has_packets && may_follow { self.seal(None) } else { Ok(()) }
+    }
+
     /// When [`tick`](Self::tick) has something to do.
     pub fn next_tick(&self) -> Option<Instant> {
         Some(self.open.as_ref()?.since + self.rotation.every?)
@@ -461,6 +468,11 @@ impl Writer {
         };
         let result = result.and_then(|()| self.seal(Some(totals)));
         (self.sealed, result)
+    }
+
+    /// What has been sealed so far.
+    pub fn sealed(&self) -> &[SegmentInfo] {
+        &self.sealed
     }
 
     /// Whether a segment was ever begun.
