@@ -12,7 +12,7 @@ use serde::Deserialize;
 use thiserror::Error;
 use tracing_subscriber::filter::Targets;
 
-use crate::{auth::Permission, id};
+use crate::{auth::Permission, destination::is_origin, id};
 
 /// The sample file: every key with its default, unit and meaning.
 pub const SAMPLE: &str = include_str!("../sample.toml");
@@ -71,6 +71,7 @@ pub struct Config {
     pub tls: Option<Tls>,
     pub limits: Limits,
     pub buffers: Buffers,
+    pub destinations: DestinationSettings,
 }
 
 impl Default for Config {
@@ -91,6 +92,7 @@ impl Default for Config {
             tls: None,
             limits: Limits::default(),
             buffers: Buffers::default(),
+            destinations: DestinationSettings::default(),
         }
     }
 }
@@ -204,6 +206,56 @@ impl Default for Buffers {
     }
 }
 
+/// Buckets: which hosts there are, and how requests to them are signed.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "the sample file has it, for those who need it")]
+pub struct DestinationSettings {
+    pub endpoints: Vec<String>,
+    pub s3_endpoint: String,
+    pub gs_endpoint: String,
+    pub r2_endpoint: String,
+    pub s3_credentials: Vec<S3Credentials>,
+    pub gs_credentials_file: PathBuf,
+    pub instance_metadata: bool,
+    pub challenge_hours: u32,
+    pub per_account: usize,
+    pub secrets_key_file: PathBuf,
+}
+
+impl Default for DestinationSettings {
+    fn default() -> Self {
+        Self {
+            endpoints: Vec::new(),
+            s3_endpoint: "https://s3.{region}.amazonaws.com".into(),
+            gs_endpoint: "https://storage.googleapis.com".into(),
+            r2_endpoint: "https://{account}.r2.cloudflarestorage.com".into(),
+            s3_credentials: Vec::new(),
+            gs_credentials_file: PathBuf::new(),
+            instance_metadata: false,
+            challenge_hours: 168,
+            per_account: 100,
+            secrets_key_file: PathBuf::new(),
+        }
+    }
+}
+
+/// A file with keys for an S3 store.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "the sample file has it, for those who need it")]
+pub struct S3Credentials {
+    #[serde(default)]
+    pub endpoint: String,
+    pub file: PathBuf,
+    #[serde(default = "default_profile")]
+    pub profile: String,
+}
+
+fn default_profile() -> String {
+    "default".into()
+}
+
 impl Config {
     /// Reads and checks a file.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
@@ -239,6 +291,7 @@ impl Config {
         }
         self.check_names()?;
         self.check_numbers()?;
+        self.check_destinations()?;
         for (at, root) in self.roots.iter().enumerate() {
             if !root.path.is_absolute() {
                 return Err(wrong(format!("roots[{at}].path"), "must begin with /"));
@@ -299,9 +352,51 @@ impl Config {
         Ok(())
     }
 
+    fn check_destinations(&self) -> Result<(), ConfigError> {
+        let settings = &self.destinations;
+        let must = "must be http://HOST[:PORT] or https://HOST[:PORT], and no more";
+        for (at, endpoint) in settings.endpoints.iter().enumerate() {
+            if !is_origin(endpoint) {
+                return Err(wrong(format!("destinations.endpoints[{at}]"), must));
+            }
+        }
+        for (key, template, variable) in [
+            ("s3_endpoint", &settings.s3_endpoint, "{region}"),
+            ("gs_endpoint", &settings.gs_endpoint, "-"),
+            ("r2_endpoint", &settings.r2_endpoint, "{account}"),
+        ] {
+            if !is_origin(&template.replace(variable, "x")) {
+                return Err(wrong(format!("destinations.{key}"), must));
+            }
+        }
+        for (at, credentials) in settings.s3_credentials.iter().enumerate() {
+            let key = |name| format!("destinations.s3_credentials[{at}].{name}");
+            if !credentials.endpoint.is_empty()
+                && !settings.endpoints.contains(&credentials.endpoint)
+            {
+                return Err(wrong(
+                    key("endpoint"),
+                    "must be one of `destinations.endpoints` as it is written there, or be left out",
+                ));
+            }
+            if !credentials.file.is_absolute() {
+                return Err(wrong(key("file"), "must begin with /"));
+            }
+        }
+        for (key, path) in [
+            ("gs_credentials_file", &settings.gs_credentials_file),
+            ("secrets_key_file", &settings.secrets_key_file),
+        ] {
+            if !path.as_os_str().is_empty() && !path.is_absolute() {
+                return Err(wrong(format!("destinations.{key}"), "must begin with /, or be empty"));
+            }
+        }
+        Ok(())
+    }
+
     fn check_numbers(&self) -> Result<(), ConfigError> {
         let (limits, buffers) = (&self.limits, &self.buffers);
-        let ranges: [(&str, u64, u64, u64); 13] = [
+        let ranges: [(&str, u64, u64, u64); 15] = [
             ("max_jobs", self.max_jobs as u64, 1, 64),
             ("limits.body_bytes", limits.body_bytes as u64, 1024, 16 << 20),
             ("limits.headers", limits.headers as u64, 16, 1024),
@@ -320,6 +415,8 @@ impl Config {
             ("buffers.per_queue", buffers.per_queue as u64, 2, 4096),
             ("buffers.bytes", buffers.bytes as u64, MIN_BUFFER as u64, 1 << 30),
             ("buffers.segment_bytes", buffers.segment_bytes, 2 * MIN_BUFFER as u64, 1 << 50),
+            ("destinations.challenge_hours", self.destinations.challenge_hours.into(), 1, 24 * 365),
+            ("destinations.per_account", self.destinations.per_account as u64, 1, 100_000),
         ];
         for (key, value, least, most) in ranges {
             if !(least..=most).contains(&value) {
@@ -370,6 +467,7 @@ mod tests {
         assert_eq!(config.interfaces.len(), 1);
         assert_eq!(config.roots.len(), 1);
         assert_eq!(config.keys.len(), 1);
+        assert_eq!(config.destinations.s3_credentials.len(), 1);
         assert!(config.tls.is_some());
     }
 
@@ -398,6 +496,14 @@ mod tests {
             ("data_dir = \"here\"", "data_dir"),
             ("[buffers]\ntap_ring_bytes = 3", "buffers.tap_ring_bytes"),
             ("[limits]\nheaders = 1", "limits.headers"),
+            ("[destinations]\nendpoints = [\"store:9000\"]", "destinations.endpoints[0]"),
+            ("[destinations]\nr2_endpoint = \"https://u@{account}\"", "destinations.r2_endpoint"),
+            ("[destinations]\nsecrets_key_file = \"key\"", "destinations.secrets_key_file"),
+            ("[destinations]\nchallenge_hours = 0", "destinations.challenge_hours"),
+            (
+                "[[destinations.s3_credentials]]\nendpoint = \"https://x\"\nfile = \"/f\"",
+                "destinations.s3_credentials[0].endpoint",
+            ),
             (
                 "[[keys]]\nemail = \"a\"\nkey_sha256 = \"1\"\naccounts = []\npermission = \"read\"",
                 "keys[0]",

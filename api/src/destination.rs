@@ -1,38 +1,107 @@
-//! Where a capture's files may go: `file://` under a folder that the operator has named.
+//! Where a capture's files may go, and the way there.
 //!
-//! - The path is decoded once, and `.` and `..` are refused in it, not resolved.
-//! - What exists of it is resolved as the kernel would, links included, and must still lie in the
-//!   root: a link that leads out of it goes nowhere.
-//! - Nothing of a destination is ever made outside a root.
+//! ```text
+//!  destination_conf ── Destinations::parse ──► Destination ── Destinations::open ──► Bucket
+//!  text of a client    allow-lists only        no secrets     credentials, a client   object_store
+//!                                │                            that reaches one host
+//!                                └──► Keys: the secrets of an r2:// URI, and nothing else
+//! ```
+//!
+//! | form | keys |
+//! |---|---|
+//! | `file:///PATH` | none; PATH lies in a folder of `roots` |
+//! | `s3://BUCKET/DIRECTORY` | `region`; `endpoint`, which must be one of `destinations.endpoints` |
+//! | `gs://BUCKET/DIRECTORY` | none |
+//! | `r2://BUCKET/DIRECTORY` | `account-id`; `access-key-id` and `secret-access-key` |
+//!
+//! A [`Destination`] is what an account proves to own. It has no credentials, so two texts that differ
+//! in nothing else are one destination; [`Destination::identity`] is its text, which is stored, matched
+//! and shown. No client's text becomes the name of a host: what it can choose of one is a region or an
+//! account id, and both are checked.
+
+mod bucket;
+mod client;
+mod credentials;
+mod roots;
+mod uri;
 
 use std::{
-    fs,
-    path::{Component, Path, PathBuf},
+    fmt,
+    path::{Path, PathBuf},
 };
 
 use thiserror::Error;
 
-use crate::config::Root;
+pub use self::{
+    bucket::Bucket,
+    credentials::{Keys, Secret},
+    roots::Roots,
+};
+use self::{client::Origin, uri::Parts};
+use crate::config::{Config, DestinationSettings};
 
 /// Why a destination is refused.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum DestinationError {
     /// Not a URI that is known at all.
-    #[error("destination_conf must be a URI: file:///PATH, where PATH lies in {roots}")]
+    #[error(
+        "destination_conf must begin with s3://, gs:// or r2://, or be file:///PATH, where PATH lies \
+         in {roots}"
+    )]
     Scheme {
         /// The folders that there are.
         roots: String,
     },
-    /// A bucket.
-    #[error(
-        "{scheme}:// buckets are not available in this version of Tapline: use file:///PATH, where \
-         PATH lies in {roots}"
-    )]
-    Bucket {
-        /// Its scheme.
-        scheme: String,
-        /// The folders that there are.
-        roots: String,
+    /// A name or a password before the bucket.
+    #[error("destination_conf must not have a user or password (`…@`)")]
+    UserInfo,
+    /// The bucket's name cannot be.
+    #[error("destination_conf has the bucket `{name}`, but its name must have {limit}")]
+    BucketName {
+        /// What was given.
+        name: String,
+        /// What it may be.
+        limit: &'static str,
+    },
+    /// The directory behind the bucket cannot be.
+    #[error("destination_conf has a directory that {problem}")]
+    Directory {
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// The query cannot be read.
+    #[error("destination_conf has a query that {problem}")]
+    Query {
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// A key that this kind does not have.
+    #[error("destination_conf has the key `{key}`, but {scheme}:// {known}")]
+    Key {
+        /// Which.
+        key: String,
+        /// The kind of destination.
+        scheme: &'static str,
+        /// What it has.
+        known: &'static str,
+    },
+    /// A key that must be there.
+    #[error("destination_conf lacks `{key}`: {example}")]
+    Missing {
+        /// Which.
+        key: &'static str,
+        /// What it looks like.
+        example: &'static str,
+    },
+    /// A key's value cannot be.
+    #[error("destination_conf has {key} = `{value}`, but it must be {limit}")]
+    Value {
+        /// Which key.
+        key: &'static str,
+        /// What was given; nothing of a secret.
+        value: String,
+        /// What it may be.
+        limit: String,
     },
     /// Not a plain absolute path.
     #[error("destination_conf must be file:///PATH: {problem}")]
@@ -46,188 +115,241 @@ pub enum DestinationError {
         /// The folders that there are.
         roots: String,
     },
-    /// In a root that asks for a proof.
-    #[error(
-        "{root} asks for a proof of ownership, which is not available in this version of Tapline: \
-         its operator can say `trusted = true`"
-    )]
-    Unproven {
-        /// Which.
-        root: String,
+    /// There is nothing to sign requests with.
+    #[error("there are no credentials for {place}: {remedy}")]
+    Credentials {
+        /// For what.
+        place: String,
+        /// Who can do what about it.
+        remedy: &'static str,
+    },
+    /// The way there cannot be made ready.
+    #[error("{place} cannot be opened: {cause}")]
+    Open {
+        /// What.
+        place: String,
+        /// Why.
+        cause: String,
     },
 }
 
-/// The folders that captures may be written to.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Roots(Vec<Root>);
+/// A place for captures, without credentials.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Destination {
+    place: Place,
+    /// Without slashes at its ends; empty for a folder.
+    directory: String,
+}
 
-impl Roots {
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Place {
+    Folder { path: PathBuf, trusted: bool },
+    S3 { bucket: String, region: String, endpoint: Option<Origin> },
+    Gs { bucket: String },
+    R2 { bucket: String, account: String },
+}
+
+impl Destination {
+    /// A folder that is trusted.
+    #[cfg(test)]
+    pub(crate) fn in_folder(path: impl Into<PathBuf>) -> Self {
+        let place = Place::Folder { path: path.into(), trusted: true };
+        Self { place, directory: String::new() }
+    }
+
+    /// Its text: two destinations are one if these are the same. It can be parsed again.
+    pub fn identity(&self) -> String {
+        self.to_string()
+    }
+
+    /// Whether an account must prove that it owns it before anything is written there.
+    pub fn needs_proof(&self) -> bool {
+        !matches!(self.place, Place::Folder { trusted: true, .. })
+    }
+
+    /// The folder, if it is one on this host.
+    pub fn folder(&self) -> Option<&Path> {
+        match &self.place {
+            Place::Folder { path, .. } => Some(path),
+            _ => None,
+        }
+    }
+
+    /// The bucket, if it is one.
+    pub fn bucket(&self) -> Option<&str> {
+        match &self.place {
+            Place::Folder { .. } => None,
+            Place::S3 { bucket, .. } | Place::Gs { bucket } | Place::R2 { bucket, .. } => {
+                Some(bucket)
+            }
+        }
+    }
+
+    /// What captures are put under, in the bucket or below the folder.
+    pub fn directory(&self) -> &str {
+        &self.directory
+    }
+}
+
+impl fmt::Display for Destination {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let directory = |f: &mut fmt::Formatter<'_>| match self.directory.as_str() {
+            "" => Ok(()),
+            directory => write!(f, "/{directory}"),
+        };
+        match &self.place {
+            Place::Folder { path, .. } => {
+                write!(f, "file://{}", uri::encode(&path.to_string_lossy()))
+            }
+            Place::S3 { bucket, region, endpoint } => {
+                write!(f, "s3://{bucket}")?;
+                directory(f)?;
+                write!(f, "?region={region}")?;
+                match endpoint {
+                    Some(endpoint) => write!(f, "&endpoint={endpoint}"),
+                    None => Ok(()),
+                }
+            }
+            Place::Gs { bucket } => {
+                write!(f, "gs://{bucket}")?;
+                directory(f)
+            }
+            Place::R2 { bucket, account } => {
+                write!(f, "r2://{bucket}")?;
+                directory(f)?;
+                write!(f, "?account-id={account}")
+            }
+        }
+    }
+}
+
+/// Whether a text is `http://HOST[:PORT]` or `https://HOST[:PORT]`.
+pub(crate) fn is_origin(text: &str) -> bool {
+    Origin::parse(text).is_some()
+}
+
+/// What destinations there can be on this host, and how they are reached.
+#[derive(Clone, Debug)]
+pub struct Destinations {
+    roots: Roots,
+    settings: DestinationSettings,
+    /// What `endpoint` may be.
+    endpoints: Vec<Origin>,
+}
+
+impl Destinations {
     /// As configured.
-    pub fn new(roots: &[Root]) -> Self {
-        Self(roots.to_vec())
+    pub fn new(config: &Config) -> Self {
+        // What is configured has been checked.
+        let endpoints = config.destinations.endpoints.iter();
+        Self {
+            roots: Roots::new(&config.roots),
+            settings: config.destinations.clone(),
+            endpoints: endpoints.filter_map(|text| Origin::parse(text)).collect(),
+        }
     }
 
     /// Makes the folders that are not there.
-    pub fn create(&self) -> std::io::Result<()> {
-        self.0.iter().try_for_each(|root| fs::create_dir_all(&root.path))
+    pub fn create_roots(&self) -> std::io::Result<()> {
+        self.roots.create()
     }
 
-    fn names(&self) -> String {
-        let names: Vec<_> = self.0.iter().map(|root| root.path.display().to_string()).collect();
-        names.join(", ")
-    }
-
-    /// The folder that a `destination_conf` means.
-    pub fn resolve(&self, uri: &str) -> Result<PathBuf, DestinationError> {
-        let roots = || self.names();
+    /// Reads a `destination_conf`.
+    pub fn parse(&self, text: &str) -> Result<(Destination, Option<Keys>), DestinationError> {
+        let roots = || self.roots.names();
         let (scheme, rest) =
-            uri.split_once("://").ok_or_else(|| DestinationError::Scheme { roots: roots() })?;
-        let scheme = scheme.to_ascii_lowercase();
-        match scheme.as_str() {
-            "file" => {}
-            "s3" | "gs" | "r2" => return Err(DestinationError::Bucket { scheme, roots: roots() }),
+            text.split_once("://").ok_or_else(|| DestinationError::Scheme { roots: roots() })?;
+        let (destination, keys) = match scheme.to_ascii_lowercase().as_str() {
+            "file" => {
+                let (path, trusted) = self.roots.resolve(rest)?;
+                let place = Place::Folder { path, trusted };
+                (Destination { place, directory: String::new() }, None)
+            }
+            "s3" => (self.s3(rest)?, None),
+            "gs" => (gs(rest)?, None),
+            "r2" => r2(rest)?,
             _ => return Err(DestinationError::Scheme { roots: roots() }),
+        };
+        Ok((destination, keys))
+    }
+
+    fn s3(&self, rest: &str) -> Result<Destination, DestinationError> {
+        let known = "has the keys region and endpoint only; its credentials are the operator's";
+        let mut parts = Parts::new(rest, "s3", known, &["region", "endpoint"])?;
+        let bucket = parts.bucket(|c| matches!(c, 'a'..='z' | '0'..='9' | '-' | '.'))?;
+        let endpoint = parts.take("endpoint");
+        let endpoint = endpoint.map(|value| self.endpoint(&value)).transpose()?;
+        let region = match parts.take("region") {
+            Some(region) => region,
+            // Stores that are not Amazon's have one region, which is called that.
+            None if endpoint.is_some() => "us-east-1".to_owned(),
+            None => {
+                let example = "s3://BUCKET/DIRECTORY?region=us-east-1";
+                return Err(DestinationError::Missing { key: "region", example });
+            }
+        };
+        let plain = |c: char| matches!(c, 'a'..='z' | '0'..='9' | '-');
+        if region.is_empty() || region.len() > 32 || !region.chars().all(plain) {
+            let limit = "1 to 32 small letters, digits and hyphens, such as us-east-1".into();
+            let value = uri::cut(&region);
+            return Err(DestinationError::Value { key: "region", value, limit });
         }
-        let path = plain_path(rest).map_err(|problem| DestinationError::Path { problem })?;
-        let root = self
-            .0
-            .iter()
-            .filter(|root| path.starts_with(&root.path))
-            .max_by_key(|root| root.path.as_os_str().len())
-            .filter(|root| stays_in(&path, &root.path))
-            .ok_or_else(|| DestinationError::Outside { roots: roots() })?;
-        if !root.trusted {
-            return Err(DestinationError::Unproven { root: root.path.display().to_string() });
-        }
-        Ok(path)
+        let directory = parts.directory()?;
+        Ok(Destination { place: Place::S3 { bucket, region, endpoint }, directory })
+    }
+
+    /// One of those that the operator allows: as it is written there, or without its scheme.
+    fn endpoint(&self, value: &str) -> Result<Origin, DestinationError> {
+        let given = Origin::parse(value);
+        let found = self.endpoints.iter().find(|origin| match &given {
+            Some(given) => *origin == given,
+            None => origin.authority().eq_ignore_ascii_case(value),
+        });
+        found.cloned().ok_or_else(|| {
+            let names: Vec<_> = self.endpoints.iter().map(Origin::to_string).collect();
+            let limit = if names.is_empty() {
+                "one that this host's operator allows, and there is none: see \
+                 `destinations.endpoints` in its configuration"
+                    .into()
+            } else {
+                format!("one that this host's operator allows: {}", names.join(", "))
+            };
+            // It may be anything, a password included.
+            let value = uri::without_secrets(value);
+            DestinationError::Value { key: "endpoint", value, limit }
+        })
     }
 }
 
-/// The path of a `file:` URI behind the two slashes.
-fn plain_path(rest: &str) -> Result<PathBuf, &'static str> {
-    let rest = rest.strip_prefix("localhost").unwrap_or(rest);
-    if !rest.starts_with('/') {
-        return Err("it has a host, or its path does not begin with /");
-    }
-    if rest.contains(['?', '#']) {
-        return Err("it has a query or a fragment");
-    }
-    let decoded = decode(rest).ok_or("its percent-encoding is broken or not UTF-8")?;
-    if decoded.chars().any(char::is_control) || decoded.len() > 1024 {
-        return Err("it has control characters, or more than 1024 bytes");
-    }
-    if decoded.split('/').any(|part| part == "." || part == "..") {
-        return Err("it has `.` or `..` as a part");
-    }
-    // Also drops doubled slashes.
-    Ok(Path::new(&decoded)
-        .components()
-        .filter(|part| matches!(part, Component::RootDir | Component::Normal(_)))
-        .collect())
+fn gs(rest: &str) -> Result<Destination, DestinationError> {
+    let parts = Parts::new(rest, "gs", "has no keys; its credentials are the operator's", &[])?;
+    let bucket = parts.bucket(|c| matches!(c, 'a'..='z' | '0'..='9' | '-' | '.' | '_'))?;
+    let directory = parts.directory()?;
+    Ok(Destination { place: Place::Gs { bucket }, directory })
 }
 
-fn decode(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.bytes();
-    while let Some(byte) = rest.next() {
-        if byte == b'%' {
-            let digit = |byte: Option<u8>| char::from(byte?).to_digit(16);
-            let (high, low) = (digit(rest.next())?, digit(rest.next())?);
-            bytes.push((high * 16 + low) as u8);
-        } else {
-            bytes.push(byte);
-        }
+fn r2(rest: &str) -> Result<(Destination, Option<Keys>), DestinationError> {
+    let known = "has the keys account-id, access-key-id and secret-access-key only";
+    let all = &["account-id", "access-key-id", "secret-access-key"];
+    let mut parts = Parts::new(rest, "r2", known, all)?;
+    let bucket = parts.bucket(|c| matches!(c, 'a'..='z' | '0'..='9' | '-'))?;
+    let example = "r2://BUCKET/DIRECTORY?account-id=ID&access-key-id=ID&secret-access-key=KEY";
+    let missing = |key| DestinationError::Missing { key, example };
+    let account = parts.take("account-id").ok_or_else(|| missing("account-id"))?;
+    if account.len() != 32 || !account.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        let (value, limit) = (uri::cut(&account), "32 hexadecimal digits".into());
+        return Err(DestinationError::Value { key: "account-id", value, limit });
     }
-    String::from_utf8(bytes).ok()
-}
-
-/// Whether the part of `path` that exists lies in `root` when links are followed.
-fn stays_in(path: &Path, root: &Path) -> bool {
-    let Ok(root) = root.canonicalize() else { return false };
-    // `exists` would take a link that leads nowhere for nothing, and making the folder would follow it.
-    let existing = path.ancestors().find(|ancestor| ancestor.symlink_metadata().is_ok());
-    existing.and_then(|path| path.canonicalize().ok()).is_some_and(|path| path.starts_with(&root))
+    let keys = match (parts.take("access-key-id"), parts.take("secret-access-key")) {
+        (None, None) => None,
+        (Some(id), Some(secret)) => Some(Keys::checked(id, secret)?),
+        (None, Some(_)) => return Err(missing("access-key-id")),
+        (Some(_), None) => return Err(missing("secret-access-key")),
+    };
+    let directory = parts.directory()?;
+    let place = Place::R2 { bucket, account: account.to_ascii_lowercase() };
+    Ok((Destination { place, directory }, keys))
 }
 
 #[cfg(test)]
-mod tests {
-    use std::os::unix::fs::symlink;
-
-    use super::*;
-
-    fn roots(path: &Path) -> Roots {
-        let trusted = path.join("trusted");
-        let roots = Roots::new(&[
-            Root { path: trusted, trusted: true },
-            Root { path: path.join("other"), trusted: false },
-        ]);
-        roots.create().unwrap();
-        roots
-    }
-
-    #[test]
-    fn a_folder_in_a_trusted_root_is_fine_whether_it_exists_or_not() {
-        let folder = tempfile::tempdir().unwrap();
-        let roots = roots(folder.path());
-        let base = folder.path().join("trusted");
-        for (uri, path) in [("", ""), ("/", ""), ("/a", "a"), ("/a//b/", "a/b"), ("/a%20b", "a b")]
-        {
-            let uri = format!("file://{}{uri}", base.display());
-            assert_eq!(roots.resolve(&uri), Ok(base.join(path)), "{uri}");
-        }
-        let uri = format!("FILE://localhost{}/a", base.display());
-        assert_eq!(roots.resolve(&uri), Ok(base.join("a")));
-    }
-
-    #[test]
-    fn nothing_leads_out_of_the_root() {
-        let folder = tempfile::tempdir().unwrap();
-        let roots = roots(folder.path());
-        let base = folder.path().join("trusted").display().to_string();
-        symlink("/etc", format!("{base}/link")).unwrap();
-        symlink("/nowhere/at/all", format!("{base}/dangling")).unwrap();
-        for path in [
-            "/etc".to_owned(),
-            "/".to_owned(),
-            format!("{base}/../other"),
-            format!("{base}/%2e%2e/%2e%2e/etc"),
-            format!("{base}/./a"),
-            format!("{base}x"),
-            format!("{base}/link"),
-            format!("{base}/link/new"),
-            format!("{base}/dangling"),
-            format!("{base}/dangling/x"),
-            format!("{base}/a%00b"),
-            format!("{base}/%zz"),
-            format!("{base}/%"),
-            format!("{base}/%ff"),
-            format!("{base}?x=1"),
-            format!("{base}#x"),
-        ] {
-            let result = roots.resolve(&format!("file://{path}"));
-            assert!(
-                matches!(
-                    result,
-                    Err(DestinationError::Path { .. } | DestinationError::Outside { .. })
-                ),
-                "{path}: {result:?}"
-            );
-        }
-        assert!(roots.resolve(&format!("file://host{base}")).is_err());
-        assert!(roots.resolve("file:").is_err());
-    }
-
-    #[test]
-    fn a_root_that_is_not_trusted_and_buckets_are_refused_with_a_reason() {
-        let folder = tempfile::tempdir().unwrap();
-        let roots = roots(folder.path());
-        let uri = format!("file://{}/other/x", folder.path().display());
-        assert!(matches!(roots.resolve(&uri), Err(DestinationError::Unproven { .. })));
-        for uri in ["s3://bucket?region=us-east-1", "gs://bucket/dir", "r2://bucket"] {
-            assert!(matches!(roots.resolve(uri), Err(DestinationError::Bucket { .. })), "{uri}");
-        }
-        for uri in ["", "bucket", "http://169.254.169.254/", "javascript://x"] {
-            assert!(matches!(roots.resolve(uri), Err(DestinationError::Scheme { .. })), "{uri}");
-        }
-    }
-}
+mod tests;

@@ -1,6 +1,6 @@
 //! A capture as it is remembered, and as the API shows it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -65,7 +65,7 @@ pub struct Record {
     pub filter_v1: FilterV1,
     /// As asked for.
     pub colo_name: String,
-    /// As asked for.
+    /// What was asked for, without credentials: the identity of its destination.
     pub destination_conf: String,
     /// Where its files are.
     pub folder: PathBuf,
@@ -95,13 +95,14 @@ impl Record {
     /// A capture that has yet to start.
     pub fn new(account: u128, request: &FullRequest, submitted_us: i64) -> Self {
         let id = id::new();
+        let folder = request.destination.folder().unwrap_or(Path::new(""));
         Self {
             id,
             account,
             filter_v1: request.filter_v1.clone(),
             colo_name: request.colo_name.clone(),
-            destination_conf: request.destination_conf.clone(),
-            folder: request.destination.join(format!("pcap_{}", id::show(id))),
+            destination_conf: request.destination.identity(),
+            folder: folder.join(format!("pcap_{}", id::show(id))),
             time_limit: request.time_limit,
             packet_limit: request.packet_limit,
             byte_limit: request.byte_limit,
@@ -214,14 +215,14 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::destination::Destination;
 
     fn record() -> Record {
         let request = FullRequest {
             filter_v1: FilterV1 { protocol: Some(6), ..FilterV1::default() },
             filter: capture_user::filter::Filter::default(),
             colo_name: "ord02".into(),
-            destination_conf: "file:///captures".into(),
-            destination: "/captures".into(),
+            destination: Destination::in_folder("/captures"),
             time_limit: 300,
             packet_limit: Some(10),
             byte_limit: None,

@@ -2,7 +2,7 @@
 
 mod fields;
 
-use std::{net::IpAddr, path::PathBuf, str::FromStr as _};
+use std::{net::IpAddr, str::FromStr as _, sync::Arc};
 
 use capture_user::filter::{Filter, FilterError, Prefix, Protocol};
 use serde::{Deserialize, Serialize};
@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use self::fields::Fields;
 use crate::{
     colo::Colo,
-    destination::{DestinationError, Roots},
+    destination::{Destination, Destinations},
 };
 
 /// What kind of thing is wrong.
@@ -83,10 +83,8 @@ pub struct FullRequest {
     pub filter: Filter,
     /// The site, as asked.
     pub colo_name: String,
-    /// The destination, as asked.
-    pub destination_conf: String,
-    /// The folder that it means.
-    pub destination: PathBuf,
+    /// Where its files go.
+    pub destination: Destination,
     /// Seconds.
     pub time_limit: u32,
     /// Packets.
@@ -100,8 +98,8 @@ pub struct FullRequest {
 pub struct Rules {
     /// This host's names.
     pub colo: Colo,
-    /// The folders that captures may be written to.
-    pub roots: Roots,
+    /// What destinations there can be.
+    pub destinations: Arc<Destinations>,
 }
 
 impl Rules {
@@ -161,38 +159,35 @@ impl Rules {
             fields.violation(Problem::Colo, key, message);
         }
         let destination_conf = fields.required_text("destination_conf", 2048);
-        let destination = destination_conf.and_then(|uri| match self.roots.resolve(uri) {
-            Ok(folder) => Some(folder),
+        let destination = destination_conf.and_then(|uri| match self.destinations.parse(uri) {
+            Ok((destination, _keys)) if destination.needs_proof() => {
+                let message = "captures to buckets, and to folders that the operator does not \
+                               trust, are not available in this version of Tapline";
+                fields.violation(Problem::Unavailable, "destination_conf", message);
+                None
+            }
+            Ok((destination, _keys)) => Some(destination),
             Err(error) => {
-                let problem = match error {
-                    DestinationError::Bucket { .. } | DestinationError::Unproven { .. } => {
-                        Problem::Unavailable
-                    }
-                    _ => Problem::Destination,
-                };
-                fields.violation(problem, "destination_conf", error.to_string());
+                fields.violation(Problem::Destination, "destination_conf", error.to_string());
                 None
             }
         });
         let violations = fields.done();
-        let all = (time_limit, filter, colo_name, destination_conf, destination);
+        let all = (time_limit, filter, colo_name, destination);
         match all {
-            (
-                Some(time_limit),
-                Some((filter_v1, filter)),
-                Some(colo_name),
-                Some(destination_conf),
-                Some(destination),
-            ) if violations.is_empty() => Ok(FullRequest {
-                filter_v1,
-                filter,
-                colo_name: colo_name.to_owned(),
-                destination_conf: destination_conf.to_owned(),
-                destination,
-                time_limit: time_limit as u32,
-                packet_limit: packet_limit.map(|limit| limit as u32),
-                byte_limit,
-            }),
+            (Some(time_limit), Some((filter_v1, filter)), Some(colo_name), Some(destination))
+                if violations.is_empty() =>
+            {
+                Ok(FullRequest {
+                    filter_v1,
+                    filter,
+                    colo_name: colo_name.to_owned(),
+                    destination,
+                    time_limit: time_limit as u32,
+                    packet_limit: packet_limit.map(|limit| limit as u32),
+                    byte_limit,
+                })
+            }
             _ => Err(violations),
         }
     }

@@ -37,7 +37,7 @@ use crate::{
     captures::{CaptureError, Captures},
     colo::Colo,
     config::{Config, Tls},
-    destination::Roots,
+    destination::Destinations,
     http::{self, Peer},
     metrics::Counters,
     request::Rules,
@@ -87,16 +87,16 @@ pub enum ServeError {
 /// Runs the daemon until it is told to stop.
 pub fn run(config: &Config) -> Result<(), ServeError> {
     let tls = config.tls.as_ref().map(acceptor).transpose()?;
-    let roots = Roots::new(&config.roots);
+    let destinations = Arc::new(Destinations::new(config));
     let counters = Arc::new(Counters::default());
     // First the data folder, which is for the daemon only; the default root lies in it.
     let captures = Captures::open(config, Arc::clone(&counters))?;
-    roots.create().map_err(ServeError::Roots)?;
+    destinations.create_roots().map_err(ServeError::Roots)?;
     let (close, closing) = watch::channel(false);
     let app = Arc::new(App {
         config: config.clone(),
         auth: Auth::new(config),
-        rules: Rules { colo: Colo::new(config), roots },
+        rules: Rules { colo: Colo::new(config), destinations },
         captures,
         counters,
         streams: Arc::new(Semaphore::new(config.limits.event_streams)),

@@ -165,6 +165,7 @@ impl Store {
 mod tests {
     use super::*;
     use crate::{
+        destination::Destination,
         record::Status,
         request::{FilterV1, FullRequest},
     };
@@ -174,8 +175,7 @@ mod tests {
             filter_v1: FilterV1::default(),
             filter: capture_user::filter::Filter::default(),
             colo_name: "local01".into(),
-            destination_conf: "file:///x".into(),
-            destination: "/x".into(),
+            destination: Destination::in_folder("/x"),
             time_limit: 1,
             packet_limit: None,
             byte_limit: None,

@@ -88,7 +88,10 @@ fn segments(folder: &Path) -> Result<Vec<SegmentInfo>, SegmentError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::request::{FilterV1, FullRequest};
+    use crate::{
+        destination::Destination,
+        request::{FilterV1, FullRequest},
+    };
 
     #[test]
     fn a_capture_without_a_folder_is_closed_as_failed() {
@@ -98,8 +101,7 @@ mod tests {
             filter_v1: FilterV1::default(),
             filter: capture_user::filter::Filter::default(),
             colo_name: "local01".into(),
-            destination_conf: "file:///x".into(),
-            destination: folder.path().join("captures"),
+            destination: Destination::in_folder(folder.path().join("captures")),
             time_limit: 1,
             packet_limit: None,
             byte_limit: None,

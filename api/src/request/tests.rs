@@ -4,9 +4,9 @@ use super::*;
 use crate::config::{Config, Root};
 
 fn rules(folder: &std::path::Path) -> Rules {
-    let config = Config { colo: "ord02".into(), ..Config::default() };
-    let roots = Roots::new(&[Root { path: folder.into(), trusted: true }]);
-    Rules { colo: Colo::new(&config), roots }
+    let roots = vec![Root { path: folder.into(), trusted: true }];
+    let config = Config { colo: "ord02".into(), roots, ..Config::default() };
+    Rules { colo: Colo::new(&config), destinations: Arc::new(Destinations::new(&config)) }
 }
 
 fn full(folder: &std::path::Path) -> Value {
@@ -55,7 +55,7 @@ fn a_full_request_is_read() {
         request.filter.to_string(),
         "src net 10.0.0.0/8 and dst port 80 and (ip proto 6 or ip6 proto 6)"
     );
-    assert_eq!(request.destination, folder.path().join("a"));
+    assert_eq!(request.destination.folder(), Some(folder.path().join("a").as_path()));
     let echoed = serde_json::to_value(&request.filter_v1).unwrap();
     let want = json!({ "source_address": "10.0.0.0/8", "destination_port": 80, "protocol": 6 });
     assert_eq!(echoed, want);
