@@ -34,7 +34,7 @@ pub struct Bucket {
 impl Bucket {
     /// The name of an object in the store.
     pub fn path(&self, name: &str) -> Path {
-        Path::from_iter(self.prefix.parts().chain(Path::from(name).parts()))
+        self.prefix.parts().chain(Path::from(name).parts()).collect()
     }
 }
 
@@ -77,12 +77,11 @@ impl Destinations {
                 Ok(Arc::new(store.with_fsync(true)))
             }
             Place::S3 { bucket, region, endpoint } => {
-                let (origin, own) = match endpoint {
-                    Some(endpoint) => (endpoint.clone(), true),
-                    None => {
-                        let url = settings.s3_endpoint.replace("{region}", region);
-                        (origin(url)?, settings.s3_endpoint != default.s3_endpoint)
-                    }
+                let (origin, own) = if let Some(endpoint) = endpoint {
+                    (endpoint.clone(), true)
+                } else {
+                    let url = settings.s3_endpoint.replace("{region}", region);
+                    (origin(url)?, settings.s3_endpoint != default.s3_endpoint)
                 };
                 let keys = self.s3_keys(endpoint.as_ref()).map_err(failed)?;
                 let metadata = keys.is_none() && settings.instance_metadata && endpoint.is_none();
