@@ -23,7 +23,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -46,7 +46,7 @@ use crate::{
     config::{Buffers, Config},
     id,
     metrics::Counters,
-    record::{Record, Status, now_us},
+    record::{Capture, Record, Status, now_us},
     request::FullRequest,
     store::{Store, StoreError},
 };
@@ -90,7 +90,7 @@ pub enum CaptureError {
 /// All captures.
 #[derive(Debug)]
 pub struct Captures {
-    store: Store,
+    store: Arc<Store>,
     engines: Engines,
     live: Mutex<HashMap<u128, Arc<Live>>>,
     /// Captures from before they start until their end has been written.
@@ -98,7 +98,6 @@ pub struct Captures {
     limit: usize,
     prefix: String,
     buffers: Buffers,
-    last_submitted_us: AtomicI64,
     closing: AtomicBool,
     counters: Arc<Counters>,
 }
@@ -113,9 +112,12 @@ impl Drop for Slot {
 }
 
 impl Captures {
-    /// Opens the database and the interfaces, and closes what a crash left open.
-    pub fn open(config: &Config, counters: Arc<Counters>) -> Result<Arc<Self>, CaptureError> {
-        let store = Store::open(&config.data_dir)?;
+    /// Opens the interfaces, and closes what a crash left open.
+    pub fn open(
+        config: &Config,
+        store: Arc<Store>,
+        counters: Arc<Counters>,
+    ) -> Result<Arc<Self>, CaptureError> {
         recovery::recover(&store)?;
         let engines = Engines::open(config)?;
         let host = if config.host.is_empty() { host_name() } else { config.host.clone() };
@@ -127,7 +129,6 @@ impl Captures {
             limit: config.max_jobs,
             prefix: format!("{}_{host}", config.colo),
             buffers: config.buffers.clone(),
-            last_submitted_us: AtomicI64::new(0),
             closing: AtomicBool::new(false),
             counters,
         }))
@@ -158,15 +159,6 @@ impl Captures {
         Ok(Slot(Arc::clone(self)))
     }
 
-    /// A time that no other capture has: their order is the order of these.
-    fn submitted_us(&self) -> i64 {
-        let now = now_us();
-        let later = |last: i64| Some(now.max(last + 1));
-        self.last_submitted_us
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, later)
-            .map_or(now, |last| now.max(last + 1))
-    }
-
     /// Starts a full capture.
     pub fn create(
         self: &Arc<Self>,
@@ -177,7 +169,7 @@ impl Captures {
         if self.closing.load(Ordering::Acquire) {
             return Err(CaptureError::ShuttingDown);
         }
-        let record = Record::new(account, request, self.submitted_us());
+        let record = Record::new(account, request, self.store.submitted_us());
         self.store.put(&record)?;
         let job = match self.engines.start(|| self.spec(&record, request)) {
             Ok(job) => job,
@@ -229,13 +221,13 @@ impl Captures {
         }
     }
 
-    /// A capture of an account.
-    pub fn get(&self, account: u128, id: u128) -> Result<Record, CaptureError> {
+    /// A capture of an account, of either kind.
+    pub fn get(&self, account: u128, id: u128) -> Result<Capture, CaptureError> {
         // What has ended is in the database before it is no longer live.
         if let Some(live) = self.find_live(account, id) {
-            return Ok(live.record());
+            return Ok(Capture::Full(live.record()));
         }
-        self.store.get(account, id)?.ok_or(CaptureError::Unknown(id))
+        self.store.get_any(account, id)?.ok_or(CaptureError::Unknown(id))
     }
 
     /// A capture of an account, if it runs.
@@ -243,25 +235,27 @@ impl Captures {
         self.live().get(&id).filter(|live| live.account() == account).map(Arc::clone)
     }
 
-    /// The newest captures of an account.
-    pub fn list(&self, account: u128, most: usize) -> Result<Vec<Record>, CaptureError> {
+    /// The newest captures of an account, of both kinds.
+    pub fn list(&self, account: u128, most: usize) -> Result<Vec<Capture>, CaptureError> {
         let live: HashMap<u128, Arc<Live>> = self.live().clone();
-        let mut records = self.store.list(account, most)?;
-        for record in &mut records {
+        let mut captures = self.store.list(account, most)?;
+        for capture in &mut captures {
             // A capture may have ended between the two looks; then the database has the news.
-            if !record.is_final()
+            if let Capture::Full(record) = capture
+                && !record.is_final()
                 && let Some(live) = live.get(&record.id)
             {
                 *record = live.record();
             }
         }
-        Ok(records)
+        Ok(captures)
     }
 
-    /// Tells a capture to stop. One that has ended is left as it is.
+    /// Tells a capture to stop. One that has ended is left as it is, and so is a simple one, which ends
+    /// by itself within a moment.
     pub fn stop(&self, account: u128, id: u128) -> Result<(), CaptureError> {
         let Some(live) = self.find_live(account, id) else {
-            return self.store.get(account, id)?.map(drop).ok_or(CaptureError::Unknown(id));
+            return self.store.get_any(account, id)?.map(drop).ok_or(CaptureError::Unknown(id));
         };
         if let Some(record) = live.request_stop(now_us()) {
             // First the job, which packets depend on. Its end may be written before this; then there

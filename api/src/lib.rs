@@ -36,4 +36,5 @@ pub mod record;
 pub mod request;
 pub mod routes;
 pub mod server;
+pub mod simple;
 pub mod store;

@@ -10,6 +10,7 @@ use utoipa::ToSchema;
 use crate::{
     id,
     request::{FilterV1, FullRequest},
+    simple::{PcapSimple, SimpleRecord},
 };
 
 /// Where a capture stands. The API knows more states; these are the ones that occur here.
@@ -35,6 +36,8 @@ pub struct Segment {
     pub size: u64,
     /// Packets.
     pub packets: u64,
+    /// Their captured lengths, bytes.
+    pub captured_bytes: u64,
     /// Earliest packet time, UTC nanoseconds.
     pub first_ns: u64,
     /// Latest packet time, UTC nanoseconds.
@@ -48,6 +51,7 @@ impl From<&capture_user::segment::SegmentInfo> for Segment {
             name: name.to_string_lossy().into_owned(),
             size: info.size,
             packets: info.packets,
+            captured_bytes: info.captured_bytes,
             first_ns: info.first_ns,
             last_ns: info.last_ns,
         }
@@ -141,8 +145,43 @@ impl Record {
     }
 }
 
+/// A capture of either kind, as the database has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Capture {
+    /// Packets to come.
+    Full(Record),
+    /// Packets that passed.
+    Simple(SimpleRecord),
+}
+
+impl Capture {
+    /// When it was created, UTC microseconds.
+    pub fn submitted_us(&self) -> i64 {
+        match self {
+            Self::Full(record) => record.submitted_us,
+            Self::Simple(record) => record.submitted_us,
+        }
+    }
+
+    /// Whether nothing more will happen to it.
+    pub fn is_final(&self) -> bool {
+        match self {
+            Self::Full(record) => record.is_final(),
+            Self::Simple(record) => record.is_final(),
+        }
+    }
+
+    /// As the API shows it.
+    pub fn result(&self) -> Pcap {
+        match self {
+            Self::Full(record) => Pcap::Full(record.result()),
+            Self::Simple(record) => Pcap::Simple(record.result()),
+        }
+    }
+}
+
 /// Microseconds since 1970 as RFC 3339.
-fn time(microseconds: i64) -> String {
+pub(crate) fn time(microseconds: i64) -> String {
     // The clock would have to be off by thousands of years.
     Timestamp::from_microsecond(microseconds).unwrap_or_default().to_string()
 }
@@ -166,6 +205,16 @@ pub enum System {
 pub enum Kind {
     /// Every matching packet, whole.
     Full,
+}
+
+/// A capture, by `type`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(untagged)]
+pub enum Pcap {
+    /// Packets to come.
+    Full(PcapFull),
+    /// Packets that passed.
+    Simple(PcapSimple),
 }
 
 /// A full capture. It has these keys and no other: some clients tell by the keys which kind of capture

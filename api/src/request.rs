@@ -93,6 +93,19 @@ pub struct FullRequest {
     pub byte_limit: Option<u64>,
 }
 
+/// A simple capture that can be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SimpleRequest {
+    /// Which packets, as asked.
+    pub filter_v1: FilterV1,
+    /// The end of the time that is asked for, UTC microseconds.
+    pub offset_us: i64,
+    /// Seconds before that.
+    pub time_limit: u32,
+    /// Packets.
+    pub packet_limit: u32,
+}
+
 /// What requests are held against.
 #[derive(Clone, Debug)]
 pub struct Rules {

@@ -42,6 +42,7 @@ use crate::{
     metrics::Counters,
     request::Rules,
     routes::{self, App},
+    store::Store,
 };
 
 /// For a TLS handshake.
@@ -90,7 +91,8 @@ pub fn run(config: &Config) -> Result<(), ServeError> {
     let destinations = Arc::new(Destinations::new(config));
     let counters = Arc::new(Counters::default());
     // First the data folder, which is for the daemon only; the default root lies in it.
-    let captures = Captures::open(config, Arc::clone(&counters))?;
+    let store = Arc::new(Store::open(&config.data_dir).map_err(CaptureError::from)?);
+    let captures = Captures::open(config, store, Arc::clone(&counters))?;
     destinations.create_roots().map_err(ServeError::Roots)?;
     let (close, closing) = watch::channel(false);
     let app = Arc::new(App {

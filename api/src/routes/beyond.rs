@@ -23,7 +23,8 @@ use crate::{
     error::ApiError,
     id, metrics as prometheus,
     openapi::Description,
-    record::{Record, Segment, Status},
+    record::{Capture, Record, Segment, Status},
+    simple::SimpleRecord,
 };
 
 /// Packets and their bytes.
@@ -115,6 +116,23 @@ impl PcapStats {
             summary: summary.cloned(),
         }
     }
+
+    fn simple(record: &SimpleRecord) -> Self {
+        let captured = Counted { packets: record.packets, bytes: record.captured_bytes };
+        Self {
+            id: id::show(record.id),
+            status: record.status,
+            seconds: None,
+            seen: None,
+            hits: None,
+            captured,
+            dropped: None,
+            rates: None,
+            queues: Vec::new(),
+            segments: Vec::new(),
+            summary: None,
+        }
+    }
 }
 
 /// A capture's statistics. Blocks.
@@ -125,7 +143,10 @@ pub(super) fn stats_of(app: &App, target: Target) -> Result<PcapStats, ApiError>
     {
         return Ok(PcapStats::live(&live.record(), stats));
     }
-    Ok(PcapStats::ended(&app.captures.get(target.account, target.pcap)?))
+    Ok(match app.captures.get(target.account, target.pcap)? {
+        Capture::Full(record) => PcapStats::ended(&record),
+        Capture::Simple(record) => PcapStats::simple(&record),
+    })
 }
 
 #[utoipa::path(

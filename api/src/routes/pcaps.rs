@@ -13,7 +13,7 @@ use crate::{
     error::ApiError,
     http::read_body,
     openapi::CreateRequest,
-    record::{PcapFull, Record},
+    record::{Capture, Pcap},
 };
 
 /// The API lists no more.
@@ -25,7 +25,7 @@ const LISTED: usize = 50;
     description = "The newest 50 captures of an account, newest first.",
     params(("account_id" = String, Path, min_length = 32, max_length = 32)),
     responses(
-        (status = 200, body = Envelope<Vec<PcapFull>>, description = "The captures"),
+        (status = 200, body = Envelope<Vec<Pcap>>, description = "The captures"),
         (status = "default", body = Failure, description = "Why not"),
     ),
     tag = "pcaps",
@@ -34,8 +34,8 @@ pub(super) async fn list(
     State(app): State<Arc<App>>,
     caller: Caller,
 ) -> Result<Response, ApiError> {
-    let records = blocking(move || Ok(app.captures.list(caller.account, LISTED)?)).await?;
-    Ok(success(records.iter().map(Record::result).collect::<Vec<_>>()))
+    let captures = blocking(move || Ok(app.captures.list(caller.account, LISTED)?)).await?;
+    Ok(success(captures.iter().map(Capture::result).collect::<Vec<_>>()))
 }
 
 #[utoipa::path(
@@ -45,7 +45,7 @@ pub(super) async fn list(
     params(("account_id" = String, Path, min_length = 32, max_length = 32)),
     request_body(content = CreateRequest),
     responses(
-        (status = 200, body = Envelope<PcapFull>, description = "The capture"),
+        (status = 200, body = Envelope<Pcap>, description = "The capture"),
         (status = "default", body = Failure, description = "Everything that is wrong"),
     ),
     tag = "pcaps",
@@ -74,14 +74,14 @@ pub(super) async fn create(
         ("pcap_id" = String, Path, min_length = 32, max_length = 32),
     ),
     responses(
-        (status = 200, body = Envelope<PcapFull>, description = "The capture"),
+        (status = 200, body = Envelope<Pcap>, description = "The capture"),
         (status = "default", body = Failure, description = "Why not"),
     ),
     tag = "pcaps",
 )]
 pub(super) async fn get(State(app): State<Arc<App>>, target: Target) -> Result<Response, ApiError> {
-    let record = blocking(move || Ok(app.captures.get(target.account, target.pcap)?)).await?;
-    Ok(success(record.result()))
+    let capture = blocking(move || Ok(app.captures.get(target.account, target.pcap)?)).await?;
+    Ok(success(capture.result()))
 }
 
 #[utoipa::path(
