@@ -20,7 +20,7 @@ use tapline_tests::{
     netns::Namespace,
     pcapng::{counted, read},
     privileged,
-    process::{tapline, wait_until},
+    process::{tapline, tapline_path, wait_until},
     veth::{Options, Veth},
 };
 use tempfile::tempdir;
@@ -218,15 +218,16 @@ fn a_second_signal_ends_a_capture_whose_reader_does_not_read() {
     // The disk thread waits for room in the pipe.
     thread::sleep(SECOND / 2);
     assert!(!capture.has_ended(), "{}", capture.said());
+    // Not SIGINT, which a shell has its background jobs ignore.
     wait_until("the end", 10 * SECOND, || {
-        capture.signal(Signal::SIGINT);
+        capture.signal(Signal::SIGTERM);
         capture.has_ended()
     });
     drop(stdout);
 }
 
 #[test]
-fn waiting_for_the_reader_of_a_named_pipe_can_be_interrupted() {
+fn waiting_for_the_reader_of_a_named_pipe_ends_with_a_signal() {
     privileged!();
     let (left, right) = (Namespace::new(), Namespace::new());
     let veth = Veth::new(&left, &right);
@@ -237,8 +238,27 @@ fn waiting_for_the_reader_of_a_named_pipe_can_be_interrupted() {
     // Long enough to come to the pipe.
     thread::sleep(SECOND / 2);
     assert!(!capture.has_ended(), "{}", capture.said());
-    capture.signal(Signal::SIGINT);
-    assert_eq!(capture.wait().status.signal(), Some(Signal::SIGINT as i32));
+    capture.signal(Signal::SIGTERM);
+    assert_eq!(capture.wait().status.signal(), Some(Signal::SIGTERM as i32));
+}
+
+#[test]
+fn a_capture_under_nohup_goes_on_when_its_terminal_hangs_up() {
+    privileged!();
+    let (left, right) = (Namespace::new(), Namespace::new());
+    let veth = Veth::new(&left, &right);
+    let folder = tempdir().unwrap();
+    let file = folder.path().join("kept.pcapng");
+    let args = ["capture", "--json", "-i", &veth.right.name, "-w", file.to_str().unwrap()];
+    let mut command = right.command("nohup", [tapline_path().as_os_str()]);
+    command.args(args);
+    let capture = Capture::start(command);
+    capture.signal(Signal::SIGHUP);
+    let sent = Generator::new(&veth.left, Template::default()).send_paced(1000, SECOND / 10);
+    let arrived = veth.settle(sent);
+    let summary = capture.stop().success();
+    assert_eq!(summary.ending(), "stopped");
+    assert_eq!(summary.written(), arrived);
 }
 
 #[test]

@@ -355,7 +355,10 @@ pub fn run(args: &CaptureArgs) -> Result<(), CaptureError> {
     // A named pipe opens when its reader does; until then Ctrl-C ends the program.
     let target = target(&args.write, args)?;
     // Before any thread starts, so that all of them leave these to the one that waits for them.
-    let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
+    let mut signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM]);
+    if !is_ignored(Signal::SIGHUP) {
+        signals.add(Signal::SIGHUP);
+    }
     if let Err(error) = signals.thread_block() {
         log::warn!("signals will not complete the file: {error}");
     }
@@ -401,6 +404,15 @@ pub fn run(args: &CaptureArgs) -> Result<(), CaptureError> {
         Ending::Failed(reason) => Err(CaptureError::Failed(reason)),
         _ => Ok(()),
     }
+}
+
+/// Whether whoever started this process has it ignore a signal, as nohup does with SIGHUP. One that is
+/// blocked comes all the same.
+fn is_ignored(signal: Signal) -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|ignored| u64::from_str_radix(ignored.trim(), 16).ok());
+    ignored.is_some_and(|ignored| ignored >> (signal as i32 - 1) & 1 != 0)
 }
 
 fn filter(args: &CaptureArgs) -> Result<Filter, CaptureError> {
