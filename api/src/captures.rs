@@ -46,6 +46,7 @@ use crate::{
     config::{Buffers, Config},
     id,
     metrics::Counters,
+    ownership::{OwnershipError, Ownerships},
     record::{Capture, Record, Status, now_us},
     request::FullRequest,
     store::{Store, StoreError},
@@ -70,6 +71,12 @@ pub enum CaptureError {
     /// The destination cannot be written.
     #[error("the destination cannot be written: {0}")]
     Destination(String),
+    /// The destination is not the account's.
+    #[error(transparent)]
+    Ownership(#[from] OwnershipError),
+    /// The destination is a bucket.
+    #[error("captures to buckets are not available in this version of Tapline")]
+    NoUpload,
     /// The daemon is on its way out.
     #[error("the service is shutting down")]
     ShuttingDown,
@@ -91,6 +98,7 @@ pub enum CaptureError {
 #[derive(Debug)]
 pub struct Captures {
     store: Arc<Store>,
+    ownerships: Arc<Ownerships>,
     engines: Engines,
     live: Mutex<HashMap<u128, Arc<Live>>>,
     /// Captures from before they start until their end has been written.
@@ -116,6 +124,7 @@ impl Captures {
     pub fn open(
         config: &Config,
         store: Arc<Store>,
+        ownerships: Arc<Ownerships>,
         counters: Arc<Counters>,
     ) -> Result<Arc<Self>, CaptureError> {
         recovery::recover(&store)?;
@@ -123,6 +132,7 @@ impl Captures {
         let host = if config.host.is_empty() { host_name() } else { config.host.clone() };
         Ok(Arc::new(Self {
             store,
+            ownerships,
             engines,
             live: Mutex::default(),
             busy: AtomicUsize::new(0),
@@ -168,6 +178,10 @@ impl Captures {
         let slot = self.slot()?;
         if self.closing.load(Ordering::Acquire) {
             return Err(CaptureError::ShuttingDown);
+        }
+        self.ownerships.open(account, &request.destination)?;
+        if request.destination.folder().is_none() {
+            return Err(CaptureError::NoUpload);
         }
         let record = Record::new(account, request, self.store.submitted_us());
         self.store.put(&record)?;

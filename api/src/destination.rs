@@ -20,6 +20,7 @@
 //! account id, and both are checked.
 
 mod bucket;
+mod cause;
 mod client;
 mod credentials;
 mod roots;
@@ -34,6 +35,7 @@ use thiserror::Error;
 
 pub use self::{
     bucket::Bucket,
+    cause::Cause,
     credentials::{Keys, Secret},
     roots::Roots,
 };

@@ -5,10 +5,13 @@
 //! | 400 | 9106, 6003 | credentials are missing, or a header cannot be one |
 //! | 401, 403 | 10000 | credentials are nobody's, another account's, or may only read |
 //! | 400 | 1100 to 1109 | the body: each violation is an item with `source.pointer` |
+//! | 400 | 1108, 1111 | a bucket does not take the challenge; an account has not proved that it owns it |
+//! | 400 | 1112, 1113, 1114 | a challenge is wrong, has expired, is the name of its file |
 //! | 400 | 1150 | the API has it, and this version does not |
-//! | 404 | 7003, 7000; 1130 | no such route; no such capture |
+//! | 404 | 7003, 7000; 1130, 1131 | no such route; no such capture, no such ownership |
 //! | 405, 408, 413 | 1163, 1161, 1160 | method, time, size |
-//! | 409, 429 | 1140; 1141, 1142 | too many captures; failed authentications, event streams |
+//! | 409 | 1140, 1143 | too many captures, buckets |
+//! | 429 | 1141, 1142 | too many failed authentications, event streams |
 //! | 500, 503 | 1170; 1171 | a fault of ours; interfaces are gone, or the service is shutting down |
 //!
 //! The official clients repeat 408, 409, 429 and 5xx, one of them for minutes, unless told not to:
@@ -26,6 +29,7 @@ use crate::{
     auth::AuthError,
     captures::CaptureError,
     envelope::{Message, Source, failure},
+    ownership::OwnershipError,
     request::{Problem, Violation},
 };
 
@@ -38,10 +42,14 @@ pub enum ApiError {
     Violations(Vec<Violation>),
     /// A capture.
     Capture(CaptureError),
+    /// A bucket.
+    Ownership(OwnershipError),
     /// No such route; the path as it was sent.
     Route(String),
     /// The id in the path is none; as it was sent.
     Id(String),
+    /// The same, of an ownership.
+    OwnershipId(String),
     /// The route has other methods.
     Method,
     /// The body is longer than this many bytes.
@@ -70,6 +78,12 @@ impl From<CaptureError> for ApiError {
     }
 }
 
+impl From<OwnershipError> for ApiError {
+    fn from(error: OwnershipError) -> Self {
+        Self::Ownership(error)
+    }
+}
+
 /// What is told of an error.
 struct Told {
     status: StatusCode,
@@ -83,6 +97,12 @@ fn message(code: u16, message: impl Into<String>) -> Message {
 
 fn told(status: StatusCode, code: u16, text: impl Into<String>) -> Told {
     Told { status, messages: vec![message(code, text)], wait: None }
+}
+
+fn at(pointer: &str, code: u16, text: String) -> Told {
+    let source = Some(Source { pointer: pointer.into() });
+    let message = Message { code, message: text, source };
+    Told { status: StatusCode::BAD_REQUEST, messages: vec![message], wait: None }
 }
 
 fn violation(violation: Violation) -> Message {
@@ -125,15 +145,9 @@ fn capture(error: &CaptureError) -> Told {
     match error {
         CaptureError::Full { .. } => told(StatusCode::CONFLICT, 1140, text),
         CaptureError::Unknown(_) => told(StatusCode::NOT_FOUND, 1130, text),
-        CaptureError::Destination(_) => Told {
-            status: StatusCode::BAD_REQUEST,
-            messages: vec![Message {
-                code: 1107,
-                message: text,
-                source: Some(Source { pointer: "/destination_conf".into() }),
-            }],
-            wait: None,
-        },
+        CaptureError::Destination(_) => at("/destination_conf", 1107, text),
+        CaptureError::Ownership(error) => ownership(error),
+        CaptureError::NoUpload => at("/destination_conf", 1150, text),
         CaptureError::ShuttingDown => told(StatusCode::SERVICE_UNAVAILABLE, 1171, text),
         CaptureError::Engine(_) | CaptureError::Start(StartError::Gone { .. }) => told(
             StatusCode::SERVICE_UNAVAILABLE,
@@ -141,6 +155,27 @@ fn capture(error: &CaptureError) -> Told {
             format!("this host cannot capture now: {}", with_causes(error)),
         ),
         CaptureError::Store(_) | CaptureError::Start(_) | CaptureError::Thread(_) => {
+            tracing::error!(error = with_causes(error), "internal error");
+            internal()
+        }
+    }
+}
+
+fn ownership(error: &OwnershipError) -> Told {
+    let text = error.to_string();
+    let challenge = |code, text| at("/ownership_challenge", code, text);
+    match error {
+        OwnershipError::Destination(_) => at("/destination_conf", 1107, text),
+        OwnershipError::Write { .. } => at("/destination_conf", 1108, text),
+        OwnershipError::NotAdded { .. }
+        | OwnershipError::NotProved { .. }
+        | OwnershipError::Removed { .. } => at("/destination_conf", 1111, text),
+        OwnershipError::Wrong { .. } | OwnershipError::Other { .. } => challenge(1112, text),
+        OwnershipError::Expired { .. } => challenge(1113, text),
+        OwnershipError::Filename { .. } => challenge(1114, text),
+        OwnershipError::Unknown(_) => told(StatusCode::NOT_FOUND, 1131, text),
+        OwnershipError::Full { .. } => told(StatusCode::CONFLICT, 1143, text),
+        OwnershipError::Store(_) => {
             tracing::error!(error = with_causes(error), "internal error");
             internal()
         }
@@ -165,6 +200,7 @@ impl ApiError {
                 wait: None,
             },
             Self::Capture(error) => capture(&error),
+            Self::Ownership(error) => ownership(&error),
             Self::Route(path) => {
                 let path: String = path.chars().take(200).collect();
                 let text = format!(
@@ -180,6 +216,11 @@ impl ApiError {
                 let id: String = id.chars().take(64).collect();
                 let text = format!("no capture has the id {id}: an id is 32 hexadecimal digits");
                 told(StatusCode::NOT_FOUND, 1130, text)
+            }
+            Self::OwnershipId(id) => {
+                let id: String = id.chars().take(64).collect();
+                let text = format!("no ownership has the id {id}: an id is 32 hexadecimal digits");
+                told(StatusCode::NOT_FOUND, 1131, text)
             }
             Self::Method => told(
                 StatusCode::METHOD_NOT_ALLOWED,

@@ -11,6 +11,7 @@
 //! |---|---|
 //! | is let in | [`auth`] |
 //! | is read, with everything that is wrong with it | [`request`], [`destination`], [`colo`] |
+//! | may be written where it wants to | [`ownership`], with [`secrets`] |
 //! | becomes a job of the engine, and a record | [`captures`], [`store`] |
 //! | is answered | [`record`], [`envelope`] |
 //! | is refused | [`error`], the one place where errors become HTTP |
@@ -32,9 +33,11 @@ pub mod http;
 pub mod id;
 pub mod metrics;
 pub mod openapi;
+pub mod ownership;
 pub mod record;
 pub mod request;
 pub mod routes;
+pub mod secrets;
 pub mod server;
 pub mod simple;
 pub mod store;

@@ -35,7 +35,8 @@ pub(crate) struct CreateFull {
     system: String,
     /// The site or region, as in `ord02` or `ORD`; this host's own names are the ones that it knows.
     colo_name: String,
-    /// `file:///PATH`, in a folder that the operator allows.
+    /// A bucket that the account has proved to own, as it was added; or `file:///PATH`, in a folder
+    /// that the operator allows. One that the operator trusts needs no proof.
     destination_conf: String,
     /// Ends the capture after this time, seconds.
     #[schema(minimum = 1, maximum = 86400)]
@@ -76,19 +77,26 @@ pub(crate) struct CreateSimple {
 
 /// A bucket to add.
 #[derive(Debug, Deserialize, ToSchema)]
-#[expect(dead_code, reason = "a description of what is not available yet")]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "a description; requests are read by hand, to tell all violations")]
 pub(crate) struct OwnershipRequest {
-    /// The bucket.
+    /// `s3://BUCKET/DIRECTORY?region=REGION`, with `endpoint` for a store that the operator allows;
+    /// `gs://BUCKET/DIRECTORY`; `r2://BUCKET/DIRECTORY?account-id=ID&access-key-id=ID&secret-access-key=KEY`;
+    /// or `file:///PATH`, in a folder that the operator allows.
+    #[schema(max_length = 2048)]
     destination_conf: String,
 }
 
 /// A bucket to prove.
 #[derive(Debug, Deserialize, ToSchema)]
-#[expect(dead_code, reason = "a description of what is not available yet")]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "a description; requests are read by hand, to tell all violations")]
 pub(crate) struct ValidateRequest {
-    /// The bucket.
+    /// The bucket as it was added; keys in it are not looked at.
+    #[schema(max_length = 2048)]
     destination_conf: String,
-    /// What is in the challenge's file.
+    /// What is in the challenge's file, not its name.
+    #[schema(max_length = 4096)]
     ownership_challenge: String,
 }
 

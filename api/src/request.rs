@@ -1,6 +1,7 @@
 //! What a create request asks for, or everything that is wrong with it.
 
 mod fields;
+mod ownership;
 
 use std::{net::IpAddr, str::FromStr as _, sync::Arc};
 
@@ -118,14 +119,7 @@ pub struct Rules {
 impl Rules {
     /// Reads the body of a create request. Everything that is wrong with it is found at once.
     pub fn read(&self, body: &[u8]) -> Result<FullRequest, Vec<Violation>> {
-        let whole = |message: String| {
-            vec![Violation { problem: Problem::Body, message, pointer: String::new() }]
-        };
-        let value: Value = serde_json::from_slice(body)
-            .map_err(|error| whole(format!("the body is not JSON: {error}")))?;
-        let Value::Object(map) = value else {
-            return Err(whole("the body must be a JSON object".into()));
-        };
+        let map = object(body)?;
         let mut fields = Fields::new(&map, "");
         let kind = fields.choice("type", &["simple", "full"]);
         fields.choice("system", &["magic-transit"]);
@@ -171,20 +165,8 @@ impl Rules {
             let message = format!("no host answers to `{name}`; known are {}", known.join(", "));
             fields.violation(Problem::Colo, key, message);
         }
-        let destination_conf = fields.required_text("destination_conf", 2048);
-        let destination = destination_conf.and_then(|uri| match self.destinations.parse(uri) {
-            Ok((destination, _keys)) if destination.needs_proof() => {
-                let message = "captures to buckets, and to folders that the operator does not \
-                               trust, are not available in this version of Tapline";
-                fields.violation(Problem::Unavailable, "destination_conf", message);
-                None
-            }
-            Ok((destination, _keys)) => Some(destination),
-            Err(error) => {
-                fields.violation(Problem::Destination, "destination_conf", error.to_string());
-                None
-            }
-        });
+        // Its keys are those that it was added with.
+        let destination = self.destination(&mut fields).map(|(destination, _keys)| destination);
         let violations = fields.done();
         let all = (time_limit, filter, colo_name, destination);
         match all {
@@ -203,6 +185,18 @@ impl Rules {
             }
             _ => Err(violations),
         }
+    }
+}
+
+/// The object that a body must be.
+fn object(body: &[u8]) -> Result<Map<String, Value>, Vec<Violation>> {
+    let whole = |message: String| {
+        vec![Violation { problem: Problem::Body, message, pointer: String::new() }]
+    };
+    match serde_json::from_slice(body) {
+        Ok(Value::Object(map)) => Ok(map),
+        Ok(_) => Err(whole("the body must be a JSON object".into())),
+        Err(error) => Err(whole(format!("the body is not JSON: {error}"))),
     }
 }
 

@@ -26,7 +26,7 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::{
     auth::Auth, captures::Captures, config::Config, error::ApiError, metrics::Counters,
-    request::Rules,
+    ownership::Ownerships, request::Rules,
 };
 
 /// What the handlers work with.
@@ -38,6 +38,8 @@ pub struct App {
     pub auth: Auth,
     /// What requests are held against.
     pub rules: Rules,
+    /// Whose buckets are whose.
+    pub ownerships: Arc<Ownerships>,
     /// The captures.
     pub captures: Arc<Captures>,
     /// What is counted.

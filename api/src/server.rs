@@ -25,6 +25,7 @@ use thiserror::Error;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
+    runtime::Runtime,
     signal::unix::{Signal, SignalKind, signal},
     sync::{OwnedSemaphorePermit, Semaphore, watch},
     time::timeout,
@@ -40,9 +41,11 @@ use crate::{
     destination::Destinations,
     http::{self, Peer},
     metrics::Counters,
+    ownership::Ownerships,
     request::Rules,
     routes::{self, App},
-    store::Store,
+    secrets::{KeyError, Secrets},
+    store::{Store, StoreError},
 };
 
 /// For a TLS handshake.
@@ -57,6 +60,12 @@ pub enum ServeError {
     /// A folder for captures.
     #[error("cannot make the folders of `roots`")]
     Roots(#[source] io::Error),
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The key of the secrets.
+    #[error(transparent)]
+    Key(#[from] KeyError),
     /// The database or the interfaces.
     #[error(transparent)]
     Captures(#[from] CaptureError),
@@ -91,27 +100,43 @@ pub fn run(config: &Config) -> Result<(), ServeError> {
     let destinations = Arc::new(Destinations::new(config));
     let counters = Arc::new(Counters::default());
     // First the data folder, which is for the daemon only; the default root lies in it.
-    let store = Arc::new(Store::open(&config.data_dir).map_err(CaptureError::from)?);
-    let captures = Captures::open(config, store, Arc::clone(&counters))?;
+    let store = Arc::new(Store::open(&config.data_dir)?);
     destinations.create_roots().map_err(ServeError::Roots)?;
+    let secrets = Secrets::open(&config.destinations.secrets_key_file, &config.data_dir)?;
+    let transfers = runtime("tl-transfer")?;
+    let ownerships = Arc::new(Ownerships::new(
+        config,
+        Arc::clone(&store),
+        secrets,
+        Arc::clone(&destinations),
+        transfers.handle().clone(),
+    ));
+    let captures = Captures::open(config, store, Arc::clone(&ownerships), Arc::clone(&counters))?;
     let (close, closing) = watch::channel(false);
     let app = Arc::new(App {
         config: config.clone(),
         auth: Auth::new(config),
         rules: Rules { colo: Colo::new(config), destinations },
+        ownerships,
         captures,
         counters,
         streams: Arc::new(Semaphore::new(config.limits.event_streams)),
         closing,
     });
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .thread_name("tl-http")
-        .build()
-        .map_err(ServeError::Runtime)?;
-    let result = runtime.block_on(serve(&app, tls, &close));
-    runtime.shutdown_timeout(Duration::from_secs(1));
+    let http = runtime("tl-http")?;
+    let result = http.block_on(serve(&app, tls, &close));
+    http.shutdown_timeout(Duration::from_secs(1));
+    transfers.shutdown_timeout(Duration::from_secs(1));
     result
+}
+
+/// Requests and what goes to buckets have threads of their own, so that neither waits for the other.
+fn runtime(name: &str) -> Result<Runtime, ServeError> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name(name)
+        .build()
+        .map_err(ServeError::Runtime)
 }
 
 /// The router with all that every request passes.

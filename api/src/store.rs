@@ -3,6 +3,9 @@
 //! - A change is on the disk when the call returns; a crash loses none that did.
 //! - Each kind of capture has its records by id, and the ids of those that are not final, which are all
 //!   that a restart has to look at. `BY_ACCOUNT` is the order of both kinds.
+//! - What is remembered of buckets has tables of its own.
+
+mod ownerships;
 
 use std::{
     fs, io,
@@ -104,6 +107,7 @@ impl Store {
             write.open_table(tables.records)?;
             write.open_table(tables.open)?;
         }
+        ownerships::create(&write)?;
         write.commit()?;
         Ok(Self { database, last_submitted_us: AtomicI64::new(0) })
     }

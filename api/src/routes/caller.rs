@@ -48,6 +48,24 @@ impl FromRequestParts<Arc<App>> for Target {
     }
 }
 
+/// A caller and the ownership in the path.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct OwnershipTarget {
+    pub(super) account: u128,
+    pub(super) ownership: u128,
+}
+
+impl FromRequestParts<Arc<App>> for OwnershipTarget {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
+        let Caller { account } = Caller::from_request_parts(parts, app).await?;
+        let ownership = parameter(parts, app, "ownership_id").await?;
+        let ownership = id::parse(&ownership).ok_or(ApiError::OwnershipId(ownership))?;
+        Ok(Self { account, ownership })
+    }
+}
+
 /// A caller of what belongs to no account, unless the configuration has it open.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Anyone;
