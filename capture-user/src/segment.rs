@@ -8,6 +8,7 @@
 //! - A stream (standard output, a FIFO) has no name to hide: it gets the same blocks as they come.
 
 pub mod pcapng;
+pub mod read;
 mod recover;
 mod writer;
 

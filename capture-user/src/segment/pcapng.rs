@@ -40,10 +40,10 @@
 
 use std::iter;
 
-const SECTION_HEADER: u32 = 0x0a0d_0d0a;
-const INTERFACE_DESCRIPTION: u32 = 1;
-const INTERFACE_STATISTICS: u32 = 5;
-const ENHANCED_PACKET: u32 = 6;
+pub(super) const SECTION_HEADER: u32 = 0x0a0d_0d0a;
+pub(super) const INTERFACE_DESCRIPTION: u32 = 1;
+pub(super) const INTERFACE_STATISTICS: u32 = 5;
+pub(super) const ENHANCED_PACKET: u32 = 6;
 
 /// As it reads in the byte order of the section.
 const BYTE_ORDER_MAGIC: u32 = 0x1a2b_3c4d;
@@ -51,15 +51,15 @@ const BYTE_ORDER_MAGIC: u32 = 0x1a2b_3c4d;
 /// A type and two lengths: no block is shorter.
 const MIN_BLOCK: usize = 12;
 
-const OPT_ENDOFOPT: u16 = 0;
-const OPT_COMMENT: u16 = 1;
+pub(super) const OPT_ENDOFOPT: u16 = 0;
+pub(super) const OPT_COMMENT: u16 = 1;
 const SHB_HARDWARE: u16 = 2;
 const SHB_OS: u16 = 3;
 const SHB_USERAPPL: u16 = 4;
-const IF_NAME: u16 = 2;
+pub(super) const IF_NAME: u16 = 2;
 const IF_DESCRIPTION: u16 = 3;
 const IF_TSRESOL: u16 = 9;
-const IF_FILTER: u16 = 11;
+pub(super) const IF_FILTER: u16 = 11;
 const IF_OS: u16 = 12;
 const IF_HARDWARE: u16 = 15;
 const ISB_STARTTIME: u16 = 2;
@@ -69,8 +69,8 @@ const ISB_IFDROP: u16 = 5;
 const ISB_FILTERACCEPT: u16 = 6;
 const ISB_OSDROP: u16 = 7;
 const ISB_USRDELIV: u16 = 8;
-const EPB_FLAGS: u16 = 2;
-const EPB_QUEUE: u16 = 6;
+pub(super) const EPB_FLAGS: u16 = 2;
+pub(super) const EPB_QUEUE: u16 = 6;
 
 /// `if_tsresol`: a timestamp counts 10⁻⁹ seconds.
 const NANOSECONDS: u8 = 9;
@@ -88,7 +88,7 @@ pub const LINKTYPE_ETHERNET: u16 = 1;
 pub const LINKTYPE_RAW: u16 = 101;
 
 /// What a packet block holds in front of the packet.
-const PACKET_HEAD: usize = 28;
+pub(super) const PACKET_HEAD: usize = 28;
 /// What a packet block holds behind the packet and its padding.
 const PACKET_TAIL: usize = 24;
 
@@ -401,7 +401,7 @@ pub fn whole_prefix(buf: &[u8]) -> Prefix {
 }
 
 /// The block that `buf` starts with, if it is whole.
-fn first_block(buf: &[u8]) -> Option<&[u8]> {
+pub(super) fn first_block(buf: &[u8]) -> Option<&[u8]> {
     let length = u32_at(buf, 4)? as usize;
     if length < MIN_BLOCK || !length.is_multiple_of(4) {
         return None;
@@ -411,7 +411,7 @@ fn first_block(buf: &[u8]) -> Option<&[u8]> {
 }
 
 /// The captured length of an enhanced packet block of anybody's, if the block has room for it.
-fn captured_len(block: &[u8]) -> Option<u32> {
+pub(super) fn captured_len(block: &[u8]) -> Option<u32> {
     let captured = u32_at(block, 20)?;
     let room = block.len().checked_sub(PACKET_HEAD + size_of::<u32>())?;
     (captured as usize <= room).then_some(captured)
@@ -487,7 +487,7 @@ fn words<const BYTES: usize, const N: usize>(out: &mut [u8; BYTES], values: [u32
     out.copy_from_slice(values.map(u32::to_le_bytes).as_flattened());
 }
 
-fn u32_at(buf: &[u8], at: usize) -> Option<u32> {
+pub(super) fn u32_at(buf: &[u8], at: usize) -> Option<u32> {
     buf.get(at..)?.first_chunk().map(|bytes| u32::from_le_bytes(*bytes))
 }
 
