@@ -6,8 +6,8 @@
 
 use std::{
     env,
-    ffi::{OsStr, OsString},
-    fmt, fs,
+    ffi::OsStr,
+    fmt,
     io::{BufRead as _, BufReader, Read},
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -75,13 +75,6 @@ const ASAN: Leg = Leg {
     ],
 };
 
-/// What `AddressSanitizer` finds in other people's code, and harms nothing.
-///
-/// libxdp copies 15 bytes of an interface's name however short the name is; the copy then ends at the
-/// name's own zero.
-/// <https://github.com/xdp-project/xdp-tools/blob/v1.6.0/lib/libxdp/xsk.c#L970>
-const SUPPRESSED: &str = "interceptor_via_fun:xsk_create_ctx\n";
-
 /// A test run that prints nothing for so long is stuck: it is killed, so that CI can say where.
 const SILENCE: Duration = Duration::from_mins(10);
 
@@ -134,13 +127,6 @@ fn release_leg(args: &Args, tally: &mut Tally) -> Result<()> {
 /// The packages with `unsafe` code, with `AddressSanitizer`, debug assertions and overflow checks.
 fn asan_leg(args: &Args, tally: &mut Tally) -> Result<()> {
     let folder = target_dir().join("asan");
-    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    let suppressions = folder.join("suppressions");
-    fs::write(&suppressions, SUPPRESSED)
-        .with_context(|| format!("cannot write {}", suppressions.display()))?;
-    let mut options = OsString::from("suppressions=");
-    options.push(&suppressions);
-
     // Nightly if it is there; otherwise the compiler at hand, told to act as one: both ship the
     // sanitizer's runtime.
     let mut build = if probe(command("rustup").args(["run", "nightly", "rustc", "-V"])).is_some() {
@@ -167,7 +153,7 @@ fn asan_leg(args: &Args, tally: &mut Tally) -> Result<()> {
         build.args(["--package", package]);
     }
     // Everything is several times slower, and a test may have to know.
-    let variables = [("ASAN_OPTIONS", options.as_os_str()), ("TAPLINE_ASAN", OsStr::new("1"))];
+    let variables = [("TAPLINE_ASAN", OsStr::new("1"))];
     Built::by(build)?.run(&ASAN, &variables, args, tally)
 }
 
