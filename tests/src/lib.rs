@@ -10,6 +10,8 @@
 //! - [`daemon`]: `taplined` at work, and a plain HTTP client
 //! - [`tap`]: the same on the `tap` path, and what is attached to an interface
 //! - [`disk`]: a disk that is soon full
+//! - [`fetch`]: software of others, from its registries
+//! - [`store`], [`proxy`]: object stores of others, and what can go wrong on the way to them
 //! - [`process`]: `tapline` and other programs; waiting
 //!
 //! Everything here panics instead of returning an error: a panic names the line.
@@ -19,6 +21,7 @@
 pub mod capture;
 pub mod daemon;
 pub mod disk;
+pub mod fetch;
 pub mod frames;
 pub mod generator;
 pub mod inject;
@@ -27,5 +30,7 @@ pub mod netns;
 pub mod pcapng;
 pub mod privilege;
 pub mod process;
+pub mod proxy;
+pub mod store;
 pub mod tap;
 pub mod veth;

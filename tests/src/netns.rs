@@ -3,10 +3,10 @@
 use std::{
     ffi::OsStr,
     fs::{self, File},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     sync::atomic::{AtomicU32, Ordering},
-    thread,
+    thread::{self, JoinHandle},
 };
 
 use nix::{
@@ -97,8 +97,7 @@ impl Namespace {
     pub fn enter<T: Send>(&self, body: impl FnOnce() -> T + Send) -> T {
         thread::scope(|scope| {
             let thread = scope.spawn(|| {
-                let namespace = File::open(self.path()).unwrap();
-                setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
+                move_into(&self.path());
                 // sysfs shows the network devices of the namespace that mounted it.
                 unshare(CloneFlags::CLONE_NEWNS).unwrap();
                 let none = None::<&str>;
@@ -113,6 +112,21 @@ impl Namespace {
             thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     }
+
+    /// Starts a thread inside. What it starts is inside, too.
+    pub fn spawn_inside(&self, body: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
+        let path = self.path();
+        thread::spawn(move || {
+            move_into(&path);
+            body();
+        })
+    }
+}
+
+/// Moves the calling thread into a namespace.
+fn move_into(path: &Path) {
+    let namespace = File::open(path).unwrap();
+    setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
 }
 
 impl Default for Namespace {

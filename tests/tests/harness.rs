@@ -1,6 +1,13 @@
 //! The harness itself: what the other tests rely on.
 
-use std::{net::Ipv4Addr, panic, path::PathBuf, time::Duration};
+use std::{
+    io::{BufRead as _, BufReader, Write as _},
+    net::Ipv4Addr,
+    panic,
+    path::PathBuf,
+    process::Stdio,
+    time::{Duration, Instant},
+};
 
 use pcap::Capture;
 use tapline_tests::{
@@ -8,8 +15,11 @@ use tapline_tests::{
     generator::{Generator, Template},
     inject::Injector,
     netns::Namespace,
+    privilege::{require, test_name},
     privileged,
     process::wait_until,
+    proxy::{Act, Proxy},
+    store::{ACCESS_KEY, Moto, S3Fs, SECRET_KEY},
     veth::{Options, Veth},
 };
 
@@ -97,4 +107,83 @@ fn jumbo_frames_arrive_whole() {
         .build();
     Injector::new(&veth.left).send(&frame);
     assert_eq!(capture.next_packet().unwrap().data, frame);
+}
+
+/// Puts 300,000 bytes where each line says, and says the status, or 0 if there was no answer.
+const PUT: &str = r#"
+import sys, boto3
+from botocore.config import Config
+from botocore.exceptions import ClientError
+for line in sys.stdin:
+    port, bucket, name, key, secret = line.split()
+    client = boto3.client(
+        "s3", endpoint_url=f"http://127.0.0.1:{port}", region_name="us-east-1",
+        aws_access_key_id=key, aws_secret_access_key=secret,
+        config=Config(retries={"total_max_attempts": 1}, s3={"addressing_style": "path"}))
+    try:
+        answer = client.put_object(Bucket=bucket, Key=name, Body=b"7" * 300_000)
+        print(answer["ResponseMetadata"]["HTTPStatusCode"], flush=True)
+    except ClientError as error:
+        print(error.response["ResponseMetadata"]["HTTPStatusCode"], flush=True)
+    except Exception:
+        print(0, flush=True)
+"#;
+
+#[test]
+fn stores_keep_what_arrives_and_the_proxy_decides_what_does() {
+    privileged!();
+    let fetched = || S3Fs::available().and_then(|()| Moto::available());
+    if !require(test_name(|| {}), &fetched) {
+        return;
+    }
+    let namespace = Namespace::new();
+    let mut store = S3Fs::start(&namespace, 9000, &["bucket"]);
+    let proxy = Proxy::start(&namespace, 9001, 9000);
+    let moto = Moto::start(&namespace, 9002, &["one"]);
+    let mut client = namespace.command(Moto::python().unwrap(), ["-c", PUT]);
+    let mut client = client.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = client.stdin.take().unwrap();
+    let mut answers = BufReader::new(client.stdout.take().unwrap()).lines();
+    let mut put_at = |place: &str, secret: &str| -> u16 {
+        writeln!(lines, "{place} {ACCESS_KEY} {secret}").unwrap();
+        answers.next().unwrap().unwrap().parse().unwrap()
+    };
+    let mut put = |name: &str| put_at(&format!("9001 bucket {name}"), SECRET_KEY);
+
+    assert_eq!(put("a/passed"), 200);
+    proxy.rule(|_| Act::Slow(1_000_000));
+    let start = Instant::now();
+    assert_eq!(put("slow"), 200);
+    assert!(start.elapsed() > Duration::from_millis(200), "300 kB at 1 MB/s");
+    proxy.rule(|_| Act::Reset(100_000));
+    assert_eq!(put("reset"), 0);
+    proxy.rule(|_| Act::refuse(503));
+    assert_eq!(put("refused"), 503);
+    proxy.rule(|_| Act::Lose);
+    assert_eq!(put("lost"), 0);
+    proxy.rule(|_| Act::Pass);
+    store.restart_ahead("+1h");
+    assert_eq!(put("skewed"), 403);
+    store.kill();
+    assert_eq!(put("down"), 0);
+    store.restart();
+    assert_eq!(put("up"), 200);
+    assert_eq!(put_at("9001 bucket wrong", "another"), 403);
+    assert_eq!(put_at("9002 one b/c", "any"), 200);
+    assert_eq!(put_at("9002 none b/c", "any"), 404);
+    drop(lines);
+    assert!(client.wait().unwrap().success());
+
+    let body = vec![b'7'; 300_000];
+    let objects = store.objects("bucket");
+    assert_eq!(objects.keys().collect::<Vec<_>>(), ["a/passed", "lost", "slow", "up"]);
+    assert!(objects.values().all(|stored| *stored == body));
+    assert_eq!(moto.objects("one"), [("b/c".to_owned(), body)].into());
+    let seen = proxy.seen();
+    let statuses: Vec<_> = seen.iter().map(|seen| seen.status).collect();
+    let (fine, gone) = (Some(200), None);
+    let expected = [fine, fine, gone, Some(503), gone, Some(403), gone, fine, Some(403)];
+    assert_eq!(statuses, expected);
+    assert!(seen.iter().all(|seen| seen.request.is_upload() && !seen.request.is_part()));
+    assert_eq!(seen[2].passed, 100_000);
 }

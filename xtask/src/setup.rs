@@ -1,11 +1,15 @@
 //! `cargo xtask setup`: what a fresh Debian or Ubuntu with rustup lacks, and apt packages for it.
 
-use std::{ffi::OsStr, fmt::Write as _, path::Path};
+use std::{
+    ffi::OsStr,
+    fmt::Write as _,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Result, bail};
 
 use crate::ebpf;
-use crate::process::{Privilege, as_root, command, exec, privilege, which};
+use crate::process::{Privilege, as_root, cargo, command, exec, privilege, target_dir, which};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -73,6 +77,8 @@ const PACKAGES: &[Package] = &[
     program(Use::Test, "groff-base", "groff"),
     program(Use::Test, "iperf3", "iperf3"),
     program(Use::Test, "iproute2", "ip"),
+    // Shows a program another time.
+    library(Use::Test, "libfaketime"),
     // AddressSanitizer names functions with its symbolizer.
     program(Use::Test, "llvm", "llvm-symbolizer"),
     program(Use::Test, "netsniff-ng", "netsniff-ng"),
@@ -90,6 +96,9 @@ const PACKAGES: &[Package] = &[
 
 /// Asked for with the rest, but not missed: Ubuntu has it inside a package per kernel.
 const OPTIONAL: Package = program(Use::Test, "bpftool", "bpftool");
+
+/// The S3 server that the tests run against; they build it themselves if they are run without xtask.
+const S3_SERVER: &str = "s3s-fs@0.14.1";
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     if !args.check {
@@ -145,6 +154,21 @@ pub(crate) fn ensure(uses: &[Use]) -> Result<()> {
         exec(as_root(privilege, "systemctl", &[]).args(["disable", "--now", "nginx"]))?;
     }
     Ok(())
+}
+
+/// Builds the tests' S3 server, unless it is there. The tests run as root, who may have no toolchain.
+pub(crate) fn s3_server() -> Result<PathBuf> {
+    let folder = target_dir().join("test-cache/s3s-fs");
+    let program = folder.join("bin/s3s-fs");
+    if !program.is_file() {
+        let mut install = cargo();
+        install.args(["install", "--quiet", "--locked", "--features", "binary", S3_SERVER]);
+        // Quick to build, but not so slow that hashing decides how long a test takes.
+        install.args(["--debug", "--config", "profile.dev.opt-level=1"]);
+        install.args(["--config", "profile.dev.debug=false", "--root"]).arg(&folder);
+        exec(&mut install)?;
+    }
+    Ok(program)
 }
 
 /// Names of the packages that these uses lack.

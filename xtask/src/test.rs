@@ -116,7 +116,17 @@ pub(crate) fn release_build() -> Command {
 /// Everything, in the release profile: what is tested is what is shipped, and the dependencies are
 /// compiled once.
 fn release_leg(args: &Args, tally: &mut Tally) -> Result<()> {
-    Built::by(release_build())?.run(&RELEASE, &[], args, tally)?;
+    let built = Built::by(release_build())?;
+    let server = match setup::s3_server() {
+        Ok(path) => Some(path),
+        // The tests that need it say so.
+        Err(error) => {
+            eprintln!("{error:#}; going on without it");
+            None
+        }
+    };
+    let server = server.as_ref().map(|path| ("S3S_FS_BIN", path.as_os_str()));
+    built.run(&RELEASE, server.as_slice(), args, tally)?;
 
     let mut doc = cargo();
     doc.args(["test", "--release", "--workspace", "--doc"]);

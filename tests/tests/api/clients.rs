@@ -4,14 +4,14 @@
 use std::{
     fs,
     io::{BufRead as _, BufReader, Read as _, Write as _},
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Stdio},
-    sync::{Mutex, PoisonError},
 };
 
 use serde_json::{Value, json};
 use tapline_tests::{
-    daemon::{ACCOUNT, BASE_URL, Daemon, cache},
+    daemon::{ACCOUNT, BASE_URL, Daemon},
+    fetch::{node, python},
     generator::{Generator, Template},
     netns::Namespace,
     privilege::{require, test_name},
@@ -26,46 +26,6 @@ use super::tshark_count;
 const KEYS: &str = "[limits]\nauth_failures_per_minute = 3\n[[keys]]\nemail = \"user@example.com\"\n\
     key_sha256 = \"2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b\"\n\
     accounts = [\"023e105f4ecef8ad9ca31a8372d0c353\"]\npermission = \"write\"";
-
-/// Fetched once and kept: a version that is pinned does not change.
-static FETCH: Mutex<()> = Mutex::new(());
-
-/// A Python that has these packages.
-fn python(name: &str, packages: &[&str]) -> Result<PathBuf, String> {
-    let _one_at_a_time = FETCH.lock().unwrap_or_else(PoisonError::into_inner);
-    let folder = cache(name);
-    let (python, mark) = (folder.join("bin/python"), folder.join("complete"));
-    if mark.exists() {
-        return Ok(python);
-    }
-    attempt(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder))?;
-    let mut install = Command::new(&python);
-    attempt(install.args(["-m", "pip", "install", "--quiet"]).args(packages))?;
-    fs::write(mark, "").unwrap();
-    Ok(python)
-}
-
-/// A folder in which Node finds these packages.
-fn node(name: &str, packages: &[&str]) -> Result<PathBuf, String> {
-    let _one_at_a_time = FETCH.lock().unwrap_or_else(PoisonError::into_inner);
-    let folder = cache(name);
-    let mark = folder.join("complete");
-    if !mark.exists() {
-        fs::create_dir_all(&folder).unwrap();
-        fs::write(folder.join("package.json"), "{\"private\": true}").unwrap();
-        attempt(
-            Command::new("npm").args(["install", "--silent"]).args(packages).current_dir(&folder),
-        )?;
-        fs::write(mark, "").unwrap();
-    }
-    Ok(folder)
-}
-
-fn attempt(command: &mut Command) -> Result<(), String> {
-    let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
-    let said = || String::from_utf8_lossy(&output.stderr).into_owned();
-    if output.status.success() { Ok(()) } else { Err(format!("{command:?}: {}", said())) }
-}
 
 /// A command that talks to the daemon as an official client does.
 fn as_client(daemon: &Daemon<'_>, interface: &str, program: &Path, args: &[&str]) -> Command {
