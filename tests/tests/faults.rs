@@ -531,6 +531,30 @@ fn a_kernel_without_a_feature_is_named_with_it() {
 }
 
 #[test]
+fn a_kernel_without_tcx_captures_a_live_interface_by_clsact() {
+    /// `BPF_LINK_CREATE`
+    const LINK_CREATE: u64 = 28;
+    privileged!();
+    let (left, right) = (Namespace::new(), Namespace::new());
+    let veth = Veth::new(&left, &right);
+    let folder = tempdir().unwrap();
+    let file = folder.path().join("old.pcapng");
+    let refused = |flags: &[&str]| {
+        let command = tap(&veth.right, &file, &[&BRIEF as &[_], flags].concat());
+        without(libc::SYS_bpf, Some(LINK_CREATE), Errno::EINVAL, command)
+    };
+    let ended = refused(&[]);
+    assert!(ended.stderr.contains("tap, tc, "), "{}", ended.stderr);
+    assert_eq!(ended.success().interfaces()[0]["hook"], "tc");
+    assert_eq!(attached(&veth.right), [""; 0]);
+
+    let ended = refused(&["--tap-hook", "tcx"]);
+    let want = format!("{} does not take a tc program (tcx, ingress): ", veth.right.name);
+    assert!(ended.failure().starts_with(&want), "{}", ended.stderr);
+    assert_eq!(attached(&veth.right), [""; 0]);
+}
+
+#[test]
 fn a_reader_of_the_pipe_that_goes_away_fails_the_capture() {
     privileged!();
     let (left, right) = (Namespace::new(), Namespace::new());

@@ -27,6 +27,16 @@ fn captured(client: &mut Client, id: &str) -> u64 {
     client.get(id)["packets_captured"].as_u64().unwrap()
 }
 
+/// Hits of a capture that has ended; each was written, or lost to a named cause.
+fn hits_by_the_law(client: &mut Client, id: &str) -> u64 {
+    let stats = client.call("GET", &format!("/{id}/stats"), None).result();
+    let dropped = stats["dropped"].as_object().unwrap().values();
+    let dropped: u64 = dropped.map(|count| count.as_u64().unwrap()).sum();
+    let of = |name: &str| stats[name]["packets"].as_u64().unwrap();
+    assert_eq!(of("hits"), of("captured") + dropped, "the law: {stats}");
+    of("hits")
+}
+
 fn id(capture: &Value) -> String {
     capture["id"].as_str().unwrap().to_owned()
 }
@@ -80,11 +90,7 @@ fn a_capture_holds_just_the_packets_that_match_until_it_is_stopped() {
     let total: u64 = files.iter().map(|file| tshark_count(file, "udp.srcport == 1001")).sum();
     assert_eq!((total, packets(&files)), (100, 100));
 
-    let stats = client.call("GET", &format!("/{id}/stats"), None).result();
-    let dropped: u64 =
-        stats["dropped"].as_object().unwrap().values().map(|count| count.as_u64().unwrap()).sum();
-    let of = |name: &str| stats[name]["packets"].as_u64().unwrap();
-    assert_eq!(of("hits"), of("captured") + dropped, "the law");
+    assert_eq!(hits_by_the_law(&mut client, &id), 100);
     // Once more changes nothing.
     client.stop(&id);
     assert_eq!(client.get(&id), ended);
@@ -108,6 +114,7 @@ fn limits_end_a_capture_and_one_without_packets_fails_as_documented() {
         let ended = client.wait(id);
         assert_eq!(ended["status"], "success", "{ended}");
         assert_eq!(ended["packets_captured"], count, "{ended}");
+        assert!(hits_by_the_law(&mut client, id) >= count);
         assert!(ended.get("stop_requested").is_none());
         assert_eq!(packets(&daemon.files(id)), count);
     }
@@ -219,8 +226,11 @@ fn sixty_four_captures_from_sixteen_clients_hold_just_their_packets() {
         results
     });
     assert_eq!(results.len(), 64);
+    let mut client = daemon.client();
     for (port, capture) in results {
         assert_eq!(capture["status"], "success", "{capture}");
+        let hits = hits_by_the_law(&mut client, &id(&capture));
+        assert!(hits >= capture["packets_captured"].as_u64().unwrap(), "{capture}");
         let mut count = 0;
         for file in daemon.files(&id(&capture)) {
             for packet in pcapng::read(&file).packets {
