@@ -2,6 +2,7 @@
 
 use std::{
     env,
+    ffi::OsStr,
     fs::{self, File},
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{SocketAddr, TcpStream},
@@ -22,6 +23,7 @@ use tempfile::TempDir;
 use crate::{
     netns::Namespace,
     process::{checked, wait_until},
+    store::faketime,
     veth::End,
 };
 
@@ -137,12 +139,23 @@ impl<'a> Daemon<'a> {
         self.wait_until_ready();
     }
 
+    /// Starts it again with a wall clock that runs ahead, by as much as libfaketime is told: `+2h`.
+    pub fn restart_ahead(&mut self, ahead: &str) {
+        self.spawn_as(&faketime(ahead));
+        self.wait_until_ready();
+    }
+
     /// Starts it again.
     pub fn spawn(&mut self) {
+        self.spawn_as(&[]);
+    }
+
+    fn spawn_as(&mut self, wrapper: &[String]) {
         let log = File::options().create(true).append(true).open(self.log_path()).unwrap();
         let config = self.config();
-        let arguments = ["--config".as_ref(), config.as_os_str()];
-        let mut command = self.namespace.command(taplined_path(), arguments);
+        let daemon = [taplined_path().as_os_str(), "--config".as_ref(), config.as_os_str()];
+        let mut line = wrapper.iter().map(OsStr::new).chain(daemon);
+        let mut command = self.namespace.command(line.next().unwrap(), line);
         let command = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         self.child = Some(command.spawn().unwrap());
     }
@@ -215,7 +228,7 @@ impl<'a> Daemon<'a> {
     }
 
     /// A command in its namespace.
-    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>, args: &[&str]) -> Command {
+    pub fn command(&self, program: impl AsRef<OsStr>, args: &[&str]) -> Command {
         self.namespace.command(program, args)
     }
 
@@ -301,18 +314,25 @@ impl Answer {
 #[derive(Debug)]
 pub struct Client {
     stream: BufReader<TcpStream>,
+    account: &'static str,
     token: String,
 }
 
 impl Client {
     /// A client on this connection.
     pub fn new(stream: TcpStream, token: &str) -> Self {
-        Self { stream: BufReader::new(stream), token: token.to_owned() }
+        Self { stream: BufReader::new(stream), account: ACCOUNT, token: token.to_owned() }
     }
 
-    /// Sends a request to a path behind `/client/v4/accounts/ACCOUNT/pcaps`.
+    /// The same for another account than [`ACCOUNT`].
+    #[must_use]
+    pub fn of(self, account: &'static str) -> Self {
+        Self { account, ..self }
+    }
+
+    /// Sends a request to a path behind `/client/v4/accounts/…/pcaps`.
     pub fn call(&mut self, method: &str, path: &str, body: Option<&Value>) -> Answer {
-        let path = format!("/client/v4/accounts/{ACCOUNT}/pcaps{path}");
+        let path = format!("/client/v4/accounts/{}/pcaps{path}", self.account);
         let body = body.map(Value::to_string).unwrap_or_default();
         let head = format!(
             "{method} {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\n\

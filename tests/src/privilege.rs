@@ -14,6 +14,17 @@ macro_rules! privileged {
     };
 }
 
+/// Returns from the calling test, aloud, unless it is privileged and this finds what it needs.
+#[macro_export]
+macro_rules! needs {
+    ($check:expr) => {
+        $crate::privileged!();
+        if !$crate::privilege::require($crate::privilege::test_name(|| {}), &$check) {
+            return;
+        }
+    };
+}
+
 /// The path of the function that a closure is written in. The thread's name would not do: libtest
 /// runs a lone test on the main thread.
 pub fn test_name<F: Fn()>(_: F) -> &'static str {

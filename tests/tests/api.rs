@@ -1,10 +1,12 @@
 //! `taplined`, from outside: what its clients see, and what is on the disk.
 
+mod buckets;
 mod clients;
 mod crash;
 mod hostile;
 mod jobs;
 mod latency;
+mod ownership;
 mod tls;
 
 use std::path::Path;

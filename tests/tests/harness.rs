@@ -14,8 +14,8 @@ use tapline_tests::{
     frames::Frame,
     generator::{Generator, Template},
     inject::Injector,
+    needs,
     netns::Namespace,
-    privilege::{require, test_name},
     privileged,
     process::wait_until,
     proxy::{Act, Proxy},
@@ -131,11 +131,7 @@ for line in sys.stdin:
 
 #[test]
 fn stores_keep_what_arrives_and_the_proxy_decides_what_does() {
-    privileged!();
-    let fetched = || S3Fs::available().and_then(|()| Moto::available());
-    if !require(test_name(|| {}), &fetched) {
-        return;
-    }
+    needs!(|| S3Fs::available().and_then(|()| Moto::available()));
     let namespace = Namespace::new();
     let mut store = S3Fs::start(&namespace, 9000, &["bucket"]);
     let proxy = Proxy::start(&namespace, 9001, 9000);

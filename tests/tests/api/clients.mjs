@@ -58,7 +58,7 @@ await refused(NotFoundError, 1130, () => pcaps.get(unknown, { account_id }));
 await refused(NotFoundError, 1130, () => pcaps.get("../x", { account_id }));
 await refused(NotFoundError, 1130, () => pcaps.stop(unknown, { account_id }));
 await refused(BadRequestError, 1150, () => pcaps.download.get(created.id, { account_id }));
-await refused(BadRequestError, 1150, () => pcaps.ownership.get({ account_id }).then((page) => page));
+await refused(NotFoundError, 1131, () => pcaps.ownership.delete(unknown, { account_id }));
 await refused(PermissionDeniedError, 10000, () => pcaps.get(created.id, { account_id: unknown }));
 const reader = new Cloudflare({ apiToken: READER });
 await refused(PermissionDeniedError, 10000, () => full(reader));

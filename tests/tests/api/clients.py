@@ -77,7 +77,7 @@ assert len(error.errors) == 3, error.errors
 assert {item.source.pointer for item in error.errors} == {"/time_limit", "/packet_limit", "/colo_name"}
 refused(cloudflare.BadRequestError, 1150, lambda: pcaps.create(
     account_id=ACCOUNT, packet_limit=10000, system=SYSTEM, time_limit=300, type="simple"))
-refused(cloudflare.BadRequestError, 1150, lambda: full(client, destination_conf="s3://bucket?region=us-east-1"))
+refused(cloudflare.BadRequestError, 1111, lambda: full(client, destination_conf="s3://bucket?region=us-east-1"))
 refused(cloudflare.BadRequestError, 1107, lambda: full(client, destination_conf="file:///etc"))
 unknown = "0" * 32
 refused(cloudflare.NotFoundError, 1130, lambda: pcaps.get(unknown, account_id=ACCOUNT))
@@ -85,12 +85,12 @@ refused(cloudflare.NotFoundError, 1130, lambda: pcaps.get("a/b?c", account_id=AC
 refused(cloudflare.NotFoundError, 1130, lambda: pcaps.stop(unknown, account_id=ACCOUNT))
 refused(cloudflare.NotFoundError, 1130, lambda: pcaps.download.get(unknown, account_id=ACCOUNT))
 refused(cloudflare.BadRequestError, 1150, lambda: pcaps.download.get(created.id, account_id=ACCOUNT))
-refused(cloudflare.BadRequestError, 1150, lambda: pcaps.ownership.get(account_id=ACCOUNT))
-refused(cloudflare.BadRequestError, 1150, lambda: pcaps.ownership.create(
+assert pcaps.ownership.get(account_id=ACCOUNT).result == []
+refused(cloudflare.BadRequestError, 1107, lambda: pcaps.ownership.create(
     account_id=ACCOUNT, destination_conf="s3://bucket"))
-refused(cloudflare.BadRequestError, 1150, lambda: pcaps.ownership.validate(
-    account_id=ACCOUNT, destination_conf="s3://bucket", ownership_challenge="x"))
-refused(cloudflare.BadRequestError, 1150, lambda: pcaps.ownership.delete(unknown, account_id=ACCOUNT))
+refused(cloudflare.BadRequestError, 1111, lambda: pcaps.ownership.validate(
+    account_id=ACCOUNT, destination_conf="s3://bucket?region=us-east-1", ownership_challenge="x"))
+refused(cloudflare.NotFoundError, 1131, lambda: pcaps.ownership.delete(unknown, account_id=ACCOUNT))
 refused(cloudflare.PermissionDeniedError, 10000, lambda: pcaps.list(account_id=unknown))
 reader = Cloudflare(api_token=os.environ["READER"])
 assert reader.magic_transit.pcaps.list(account_id=ACCOUNT).result[0].id == created.id
