@@ -6,7 +6,9 @@
 //! 2. The engine starts the job. When that returns, the next matching packet is a hit, and the client
 //!    gets its answer.
 //! 3. A thread waits for the job's end: a limit, the time, [`Captures::stop`], a failure, a shutdown.
-//! 4. The record is written, `success` or `failed`, and the capture is no longer live.
+//! 4. The record is written, `conversion_pending`, and the capture is no longer live.
+//! 5. [`crate::upload`] delivers its files, as it has done all along, and makes the record final:
+//!    `success` or `failed`.
 //!
 //! What is `running` is known from who is alive, not from the database: one write less before the
 //! answer.
@@ -18,6 +20,7 @@
 mod engine;
 mod live;
 mod recovery;
+mod retry;
 
 use std::{
     collections::HashMap,
@@ -32,9 +35,10 @@ use std::{
 use capture_user::{
     engine::{Ending, EngineError, JobSpec, StartError, Summary},
     error::with_causes,
-    segment::{Rotation, SegmentError, Target},
+    segment::{SegmentError, Target},
 };
 use thiserror::Error;
+use tokio::sync::watch;
 
 use self::engine::Engines;
 pub(crate) use self::live::by_cause;
@@ -50,6 +54,7 @@ use crate::{
     record::{Capture, Record, Status, now_us},
     request::FullRequest,
     store::{Store, StoreError},
+    upload::{Delivery, Means, Told, UploadStats, Uploads, on_sealed},
 };
 
 /// What the API documents for a full capture that found nothing.
@@ -74,9 +79,14 @@ pub enum CaptureError {
     /// The destination is not the account's.
     #[error(transparent)]
     Ownership(#[from] OwnershipError),
-    /// The destination is a bucket.
-    #[error("captures to buckets are not available in this version of Tapline")]
-    NoUpload,
+    /// There is nothing to send again.
+    #[error("capture {} cannot be sent again: {reason}", id::show(*.id))]
+    Retry {
+        /// Which.
+        id: u128,
+        /// Why not.
+        reason: String,
+    },
     /// The daemon is on its way out.
     #[error("the service is shutting down")]
     ShuttingDown,
@@ -99,6 +109,7 @@ pub enum CaptureError {
 pub struct Captures {
     store: Arc<Store>,
     ownerships: Arc<Ownerships>,
+    uploads: Arc<Uploads>,
     engines: Engines,
     live: Mutex<HashMap<u128, Arc<Live>>>,
     /// Captures from before they start until their end has been written.
@@ -107,6 +118,7 @@ pub struct Captures {
     prefix: String,
     buffers: Buffers,
     closing: AtomicBool,
+    retrying: Mutex<()>,
     counters: Arc<Counters>,
 }
 
@@ -120,19 +132,17 @@ impl Drop for Slot {
 }
 
 impl Captures {
-    /// Opens the interfaces, and closes what a crash left open.
-    pub fn open(
-        config: &Config,
-        store: Arc<Store>,
-        ownerships: Arc<Ownerships>,
-        counters: Arc<Counters>,
-    ) -> Result<Arc<Self>, CaptureError> {
-        recovery::recover(&store)?;
+    /// Opens the interfaces, closes what a crash left open, and goes on with what was not delivered.
+    pub fn open(config: &Config, means: Means) -> Result<Arc<Self>, CaptureError> {
+        let store = Arc::clone(&means.store);
+        let undelivered = recovery::recover(&store)?;
         let engines = Engines::open(config)?;
         let host = if config.host.is_empty() { host_name() } else { config.host.clone() };
-        Ok(Arc::new(Self {
+        let captures = Arc::new(Self {
             store,
-            ownerships,
+            ownerships: Arc::clone(&means.ownerships),
+            counters: Arc::clone(&means.counters),
+            uploads: Uploads::open(config, means)?,
             engines,
             live: Mutex::default(),
             busy: AtomicUsize::new(0),
@@ -140,8 +150,12 @@ impl Captures {
             prefix: format!("{}_{host}", config.colo),
             buffers: config.buffers.clone(),
             closing: AtomicBool::new(false),
-            counters,
-        }))
+            retrying: Mutex::default(),
+        });
+        for record in undelivered {
+            captures.uploads.resume(record);
+        }
+        Ok(captures)
     }
 
     fn live(&self) -> MutexGuard<'_, HashMap<u128, Arc<Live>>> {
@@ -179,15 +193,17 @@ impl Captures {
         if self.closing.load(Ordering::Acquire) {
             return Err(CaptureError::ShuttingDown);
         }
-        self.ownerships.open(account, &request.destination)?;
-        if request.destination.folder().is_none() {
-            return Err(CaptureError::NoUpload);
+        let bucket = self.ownerships.open(account, &request.destination)?;
+        let mut record = Record::new(account, request, self.store.submitted_us());
+        if record.is_uploaded() {
+            record.folder = self.uploads.spool().join(record.folder_name());
         }
-        let record = Record::new(account, request, self.store.submitted_us());
         self.store.put(&record)?;
-        let job = match self.engines.start(|| self.spec(&record, request)) {
+        let delivery = self.uploads.begin(&record, bucket);
+        let job = match self.engines.start(|| self.spec(&record, request, &delivery)) {
             Ok(job) => job,
             Err(error) => {
+                delivery.tell(Told::Withdrawn);
                 // It never was: no client knows its id.
                 self.store.remove(&record)?;
                 // Removed only if nothing is in it.
@@ -203,7 +219,7 @@ impl Captures {
         let watched = Arc::clone(&live);
         let watch = move || {
             let summary = watched.wait();
-            slot.0.close(&watched, summary.as_ref());
+            slot.0.close(&watched, summary.as_ref(), &delivery);
             drop(slot);
         };
         if let Err(error) = waiter.spawn(watch) {
@@ -218,13 +234,15 @@ impl Captures {
         Ok(record)
     }
 
-    fn spec(&self, record: &Record, request: &FullRequest) -> JobSpec {
+    fn spec(&self, record: &Record, request: &FullRequest, delivery: &Arc<Delivery>) -> JobSpec {
         JobSpec {
             filter: request.filter,
             packet_limit: request.packet_limit.map(u64::from),
             byte_limit: request.byte_limit,
             duration: Some(Duration::from_secs(request.time_limit.into())),
-            rotation: Rotation { bytes: Some(self.buffers.segment_bytes), every: None },
+            rotation: self.uploads.rotation(record, self.buffers.segment_bytes),
+            sealed: Some(on_sealed(delivery)),
+            budget: delivery.budget(),
             comment: format!("capture {}", id::show(record.id)),
             buffers: self.buffers.per_queue,
             buffer_size: self.buffers.bytes,
@@ -241,12 +259,34 @@ impl Captures {
         if let Some(live) = self.find_live(account, id) {
             return Ok(Capture::Full(live.record()));
         }
+        if let Some(record) = self.uploads.find(account, id).and_then(|delivery| delivery.record())
+        {
+            return Ok(Capture::Full(record));
+        }
         self.store.get_any(account, id)?.ok_or(CaptureError::Unknown(id))
     }
 
     /// A capture of an account, if it runs.
     pub fn find_live(&self, account: u128, id: u128) -> Option<Arc<Live>> {
         self.live().get(&id).filter(|live| live.account() == account).map(Arc::clone)
+    }
+
+    /// What is on its way to where it belongs.
+    pub fn uploads(&self) -> &Uploads {
+        &self.uploads
+    }
+
+    /// Turns true when a capture is final; none if it is.
+    pub fn delivered(&self, account: u128, id: u128) -> Option<watch::Receiver<bool>> {
+        Some(self.uploads.find(account, id)?.delivered())
+    }
+
+    /// How far a full capture's files have come.
+    pub fn upload_stats(&self, record: &Record) -> Result<UploadStats, CaptureError> {
+        match self.uploads.find(record.account, record.id) {
+            Some(delivery) => Ok(delivery.stats()),
+            None => Ok(self.uploads.stats_of(record)?),
+        }
     }
 
     /// The newest captures of an account, of both kinds.
@@ -257,9 +297,12 @@ impl Captures {
             // A capture may have ended between the two looks; then the database has the news.
             if let Capture::Full(record) = capture
                 && !record.is_final()
-                && let Some(live) = live.get(&record.id)
+                && let Some(now) = match live.get(&record.id) {
+                    Some(live) => Some(live.record()),
+                    None => self.uploads.find(account, record.id).and_then(|one| one.record()),
+                }
             {
-                *record = live.record();
+                *record = now;
             }
         }
         Ok(captures)
@@ -281,7 +324,7 @@ impl Captures {
     }
 
     /// Step 4.
-    fn close(&self, live: &Live, summary: Option<&Summary>) {
+    fn close(&self, live: &Live, summary: Option<&Summary>, delivery: &Delivery) {
         let outcome = live.close(|record| {
             conclude(record, summary, self.closing.load(Ordering::Acquire));
             self.store.put(record)
@@ -291,29 +334,30 @@ impl Captures {
             tracing::error!(error = with_causes(&error), "the end of a capture is not remembered");
         }
         let record = live.record();
-        self.counters.capture_ended(record.status, summary);
+        self.counters.capture_ended(summary);
         tracing::info!(
             pcap_id = id::show(record.id),
-            status = ?record.status,
+            outcome = ?record.outcome.unwrap_or(record.status),
             packets = record.packets_captured,
             error = record.error_message,
             "capture ended"
         );
-        self.live().remove(&record.id);
-        live.announce_end();
+        let id = record.id;
+        delivery.tell(Told::Ended(Box::new(record)));
+        self.live().remove(&id);
     }
 
-    /// Seals every capture and refuses new ones. Returns whether all ended in time.
+    /// Seals every capture, delivers what can be in a moment, and refuses new ones. Returns whether all
+    /// ended in time.
     pub fn shutdown(&self, patience: Duration) -> bool {
         self.closing.store(true, Ordering::Release);
         let start = Instant::now();
         loop {
             self.live().values().for_each(|live| live.stop());
-            if self.busy.load(Ordering::Acquire) == 0 {
-                return true;
-            }
-            if start.elapsed() > patience {
-                return false;
+            let sealed = self.busy.load(Ordering::Acquire) == 0;
+            if sealed || start.elapsed() > patience {
+                self.uploads.shutdown();
+                return sealed;
             }
             thread::sleep(Duration::from_millis(10));
         }
@@ -322,15 +366,16 @@ impl Captures {
 
 /// Enters into the record how its job ended.
 fn conclude(record: &mut Record, summary: Option<&Summary>, closing: bool) {
+    record.status = Status::ConversionPending;
     let Some(summary) = summary else {
-        record.status = Status::Failed;
+        record.outcome = Some(Status::Failed);
         record.error_message = Some("The capture engine ended unexpectedly.".into());
         return;
     };
     record.packets_captured = summary.law.written.packets;
     record.segments = summary.segments.iter().map(Into::into).collect();
     record.summary = serde_json::to_value(summary).ok();
-    (record.status, record.error_message) = match &summary.ending {
+    let (outcome, error_message) = match &summary.ending {
         Ending::Failed(cause) => (Status::Failed, Some(cause.clone())),
         _ if record.packets_captured > 0 => (Status::Success, None),
         Ending::Stopped if closing && record.stop_requested_us.is_none() => (
@@ -339,6 +384,8 @@ fn conclude(record: &mut Record, summary: Option<&Summary>, closing: bool) {
         ),
         _ => (Status::Failed, Some(NO_PACKETS.into())),
     };
+    record.outcome = Some(outcome);
+    record.error_message = error_message;
 }
 
 /// What the engine's refusal means to who asked.

@@ -72,6 +72,8 @@ pub struct Config {
     pub limits: Limits,
     pub buffers: Buffers,
     pub destinations: DestinationSettings,
+    pub spool: SpoolSettings,
+    pub upload: UploadSettings,
 }
 
 impl Default for Config {
@@ -93,6 +95,8 @@ impl Default for Config {
             limits: Limits::default(),
             buffers: Buffers::default(),
             destinations: DestinationSettings::default(),
+            spool: SpoolSettings::default(),
+            upload: UploadSettings::default(),
         }
     }
 }
@@ -256,6 +260,52 @@ fn default_profile() -> String {
     "default".into()
 }
 
+/// Where captures for buckets wait.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "the sample file has it, for those who need it")]
+pub struct SpoolSettings {
+    pub bytes: u64,
+    pub capture_bytes: u64,
+    pub retention_hours: u32,
+}
+
+impl Default for SpoolSettings {
+    fn default() -> Self {
+        Self { bytes: 16 << 30, capture_bytes: 4 << 30, retention_hours: 72 }
+    }
+}
+
+/// How they are sent.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "the sample file has it, for those who need it")]
+pub struct UploadSettings {
+    pub segment_seconds: u64,
+    pub at_once: usize,
+    pub per_store: usize,
+    pub per_capture: usize,
+    pub patience_seconds: u64,
+    pub zstd: bool,
+    pub zstd_level: i32,
+    pub zstd_frame_bytes: usize,
+}
+
+impl Default for UploadSettings {
+    fn default() -> Self {
+        Self {
+            segment_seconds: 60,
+            at_once: 8,
+            per_store: 4,
+            per_capture: 2,
+            patience_seconds: 3600,
+            zstd: false,
+            zstd_level: 3,
+            zstd_frame_bytes: 1 << 20,
+        }
+    }
+}
+
 impl Config {
     /// Reads and checks a file.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
@@ -396,7 +446,9 @@ impl Config {
 
     fn check_numbers(&self) -> Result<(), ConfigError> {
         let (limits, buffers) = (&self.limits, &self.buffers);
-        let ranges: [(&str, u64, u64, u64); 15] = [
+        let (spool, upload) = (&self.spool, &self.upload);
+        let level = u64::try_from(upload.zstd_level).unwrap_or_default();
+        let ranges: [(&str, u64, u64, u64); 25] = [
             ("max_jobs", self.max_jobs as u64, 1, 64),
             ("limits.body_bytes", limits.body_bytes as u64, 1024, 16 << 20),
             ("limits.headers", limits.headers as u64, 16, 1024),
@@ -417,6 +469,16 @@ impl Config {
             ("buffers.segment_bytes", buffers.segment_bytes, 2 * MIN_BUFFER as u64, 1 << 50),
             ("destinations.challenge_hours", self.destinations.challenge_hours.into(), 1, 24 * 365),
             ("destinations.per_account", self.destinations.per_account as u64, 1, 100_000),
+            ("spool.bytes", spool.bytes, 1 << 20, 1 << 50),
+            ("spool.capture_bytes", spool.capture_bytes, 1 << 20, 1 << 50),
+            ("spool.retention_hours", spool.retention_hours.into(), 0, 24 * 365),
+            ("upload.segment_seconds", upload.segment_seconds, 1, 86400),
+            ("upload.at_once", upload.at_once as u64, 1, 256),
+            ("upload.per_store", upload.per_store as u64, 1, 256),
+            ("upload.per_capture", upload.per_capture as u64, 1, 64),
+            ("upload.patience_seconds", upload.patience_seconds, 0, 30 * 86400),
+            ("upload.zstd_level", level, 1, 19),
+            ("upload.zstd_frame_bytes", upload.zstd_frame_bytes as u64, 65536, 64 << 20),
         ];
         for (key, value, least, most) in ranges {
             if !(least..=most).contains(&value) {
@@ -500,6 +562,9 @@ mod tests {
             ("[destinations]\nr2_endpoint = \"https://u@{account}\"", "destinations.r2_endpoint"),
             ("[destinations]\nsecrets_key_file = \"key\"", "destinations.secrets_key_file"),
             ("[destinations]\nchallenge_hours = 0", "destinations.challenge_hours"),
+            ("[spool]\nbytes = 1", "spool.bytes"),
+            ("[upload]\nzstd_level = -1", "upload.zstd_level"),
+            ("[upload]\nper_capture = 0", "upload.per_capture"),
             (
                 "[[destinations.s3_credentials]]\nendpoint = \"https://x\"\nfile = \"/f\"",
                 "destinations.s3_credentials[0].endpoint",

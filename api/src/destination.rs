@@ -275,6 +275,15 @@ impl Destinations {
         Ok((destination, keys))
     }
 
+    /// What stands for the store of a destination: who waits for one waits for all of its directories.
+    pub fn store_of(&self, identity: &str) -> String {
+        match self.parse(identity).map(|(destination, _keys)| destination.place) {
+            Ok(Place::S3 { endpoint: Some(endpoint), .. }) => endpoint.to_string(),
+            Ok(place) => Destination { place, directory: String::new() }.identity(),
+            Err(_) => identity.to_owned(),
+        }
+    }
+
     fn s3(&self, rest: &str) -> Result<Destination, DestinationError> {
         let known = "has the keys region and endpoint only; its credentials are the operator's";
         let mut parts = Parts::new(rest, "s3", known, &["region", "endpoint"])?;

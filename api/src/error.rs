@@ -11,6 +11,7 @@
 //! | 404 | 7003, 7000; 1130, 1131 | no such route; no such capture, no such ownership |
 //! | 405, 408, 413 | 1163, 1161, 1160 | method, time, size |
 //! | 409 | 1140, 1143 | too many captures, buckets |
+//! | 409 | 1144 | a capture has nothing to send again |
 //! | 429 | 1141, 1142 | too many failed authentications, event streams |
 //! | 500, 503 | 1170; 1171 | a fault of ours; interfaces are gone, or the service is shutting down |
 //!
@@ -147,7 +148,7 @@ fn capture(error: &CaptureError) -> Told {
         CaptureError::Unknown(_) => told(StatusCode::NOT_FOUND, 1130, text),
         CaptureError::Destination(_) => at("/destination_conf", 1107, text),
         CaptureError::Ownership(error) => ownership(error),
-        CaptureError::NoUpload => at("/destination_conf", 1150, text),
+        CaptureError::Retry { .. } => told(StatusCode::CONFLICT, 1144, text),
         CaptureError::ShuttingDown => told(StatusCode::SERVICE_UNAVAILABLE, 1171, text),
         CaptureError::Engine(_) | CaptureError::Start(StartError::Gone { .. }) => told(
             StatusCode::SERVICE_UNAVAILABLE,

@@ -13,6 +13,7 @@
 //! | is read, with everything that is wrong with it | [`request`], [`destination`], [`colo`] |
 //! | may be written where it wants to | [`ownership`], with [`secrets`] |
 //! | becomes a job of the engine, and a record | [`captures`], [`store`] |
+//! | is delivered | [`upload`] |
 //! | is answered | [`record`], [`envelope`] |
 //! | is refused | [`error`], the one place where errors become HTTP |
 //!
@@ -41,3 +42,4 @@ pub mod secrets;
 pub mod server;
 pub mod simple;
 pub mod store;
+pub mod upload;

@@ -14,7 +14,7 @@ use capture_user::{
     stats::{Amount, Drops},
 };
 
-use crate::{captures::Captures, record::Status};
+use crate::{captures::Captures, record::Status, upload::Uploads};
 
 /// Upper bounds of the request duration histogram, seconds.
 const BOUNDS: [f64; 10] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 10.0];
@@ -35,6 +35,10 @@ struct Inner {
     captures_started: u64,
     captures_succeeded: u64,
     captures_failed: u64,
+    uploaded_objects: u64,
+    uploaded_bytes: u64,
+    upload_retries: u64,
+    upload_failures: u64,
     hits: Amount,
     written: Amount,
     drops: Drops,
@@ -64,18 +68,43 @@ impl Counters {
         self.inner().captures_started += 1;
     }
 
-    pub(crate) fn capture_ended(&self, status: Status, summary: Option<&Summary>) {
+    /// A capture's job has ended.
+    pub(crate) fn capture_ended(&self, summary: Option<&Summary>) {
+        if let Some(summary) = summary {
+            let mut inner = self.inner();
+            inner.hits += summary.law.hits;
+            inner.written += summary.law.written;
+            inner.drops += summary.law.drops;
+        }
+    }
+}
+
+impl Counters {
+    /// A capture is final.
+    pub(crate) fn capture_delivered(&self, status: Status) {
         let mut inner = self.inner();
         if status == Status::Success {
             inner.captures_succeeded += 1;
         } else {
             inner.captures_failed += 1;
         }
-        if let Some(summary) = summary {
-            inner.hits += summary.law.hits;
-            inner.written += summary.law.written;
-            inner.drops += summary.law.drops;
-        }
+    }
+
+    /// A store has confirmed a segment.
+    pub(crate) fn uploaded(&self, bytes: u64) {
+        let mut inner = self.inner();
+        inner.uploaded_objects += 1;
+        inner.uploaded_bytes += bytes;
+    }
+
+    /// An attempt to send something has failed.
+    pub(crate) fn upload_retried(&self) {
+        self.inner().upload_retries += 1;
+    }
+
+    /// A capture's files are not all where they belong.
+    pub(crate) fn upload_failed(&self) {
+        self.inner().upload_failures += 1;
     }
 }
 
@@ -149,6 +178,7 @@ pub fn page(counters: &Counters, captures: &Captures) -> String {
         "Packets accepted and not written, by cause, of captures that have ended.",
         &drops,
     );
+    uploads(&inner, captures.uploads(), &mut page);
     let requests: Vec<_> = inner
         .requests
         .iter()
@@ -161,6 +191,42 @@ pub fn page(counters: &Counters, captures: &Captures) -> String {
     drop(inner);
     process(counters, &mut page);
     page.0
+}
+
+#[expect(clippy::cast_precision_loss, reason = "Prometheus has floats only")]
+fn uploads(inner: &Inner, uploads: &Uploads, page: &mut Page) {
+    let (used, limit) = uploads.spool_bytes();
+    for (name, kind, help, value) in [
+        ("spool_bytes", "gauge", "Bytes in the spool.", used),
+        ("spool_limit_bytes", "gauge", "Bytes that there may be in the spool.", limit),
+        (
+            "uploads_in_flight",
+            "gauge",
+            "Files on their way to a bucket.",
+            uploads.in_flight() as u64,
+        ),
+        (
+            "uploaded_objects_total",
+            "counter",
+            "Files that a bucket has confirmed.",
+            inner.uploaded_objects,
+        ),
+        ("uploaded_bytes_total", "counter", "Their bytes.", inner.uploaded_bytes),
+        (
+            "upload_retries_total",
+            "counter",
+            "Attempts to deliver a file that have failed.",
+            inner.upload_retries,
+        ),
+        (
+            "upload_failures_total",
+            "counter",
+            "Captures whose files could not all be delivered.",
+            inner.upload_failures,
+        ),
+    ] {
+        page.one(&format!("tapline_{name}"), kind, help, value as f64);
+    }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "Prometheus has floats only")]

@@ -108,7 +108,7 @@ pub(crate) struct ValidateRequest {
     paths(
         routes::list, routes::create, routes::get, routes::stop, routes::download,
         routes::list_buckets, routes::add_bucket, routes::validate_bucket, routes::remove_bucket,
-        routes::stats, routes::events,
+        routes::stats, routes::events, routes::retry,
         routes::healthz, routes::readyz, routes::metrics, routes::openapi,
     ),
     modifiers(&Credentials),

@@ -8,7 +8,9 @@
 //! - A challenge that is wrong changes nothing. One that could not be written makes the record
 //!   `failed`, and so does time; adding the bucket again mends both.
 //! - The keys of a destination are apart from its record, and encrypted. They are kept when a request
-//!   signed with them has succeeded, and go with the record.
+//!   signed with them has succeeded.
+//! - Deleting one ends no capture: those that there are, are delivered to their end, and none can be
+//!   created or sent again. The keys go with the record, or with the last of these captures.
 
 mod challenge;
 
@@ -367,17 +369,48 @@ impl Ownerships {
         Ok(all)
     }
 
-    /// Forgets one, and the keys that it had.
+    /// Forgets one, and the keys that it had when no capture needs them any more.
     pub fn remove(&self, account: u128, id: u128) -> Result<(), OwnershipError> {
         let _held = self.change.lock().unwrap_or_else(PoisonError::into_inner);
         let all = self.store.ownerships(account)?;
         let record = all.iter().find(|record| record.id == id);
         let record = record.ok_or(OwnershipError::Unknown(id))?;
-        Ok(self.store.remove_ownership(record)?)
+        self.store.remove_ownership(record)?;
+        Ok(self.remove_unused_keys(account, &record.destination)?)
     }
 
-    /// The way to a destination that the account may have captures written to.
-    pub fn open(&self, account: u128, destination: &Destination) -> Result<Bucket, OwnershipError> {
+    /// A capture to a destination has come to its end.
+    pub fn tidy(&self, account: u128, destination: &str) {
+        let _held = self.change.lock().unwrap_or_else(PoisonError::into_inner);
+        let tidied = match self.store.ownership(account, destination) {
+            Ok(None) => self.remove_unused_keys(account, destination),
+            other => other.map(drop),
+        };
+        if let Err(error) = tidied {
+            tracing::error!(%error, "keys that nobody needs are still there");
+        }
+    }
+
+    fn remove_unused_keys(&self, account: u128, destination: &str) -> Result<(), StoreError> {
+        if self.store.keys(account, destination)?.is_none() {
+            return Ok(());
+        }
+        let unfinished = self.store.unfinished()?;
+        let needs = |one: &crate::record::Record| {
+            one.account == account && one.destination_conf == destination
+        };
+        if unfinished.iter().any(needs) {
+            return Ok(());
+        }
+        self.store.remove_keys(account, destination)
+    }
+
+    /// The way to a destination that the account may have captures written to; none is needed to a folder.
+    pub fn open(
+        &self,
+        account: u128,
+        destination: &Destination,
+    ) -> Result<Option<Bucket>, OwnershipError> {
         let identity = destination.identity();
         let proved = |record: &Record| record.status == Status::Success;
         if destination.needs_proof()
@@ -385,6 +418,14 @@ impl Ownerships {
         {
             return Err(OwnershipError::NotProved { destination: identity });
         }
+        match destination.folder() {
+            Some(_) => Ok(None),
+            None => self.way(account, destination).map(Some),
+        }
+    }
+
+    /// The way to a destination, proved or not.
+    pub fn way(&self, account: u128, destination: &Destination) -> Result<Bucket, OwnershipError> {
         let keys = self.keys(account, destination)?;
         Ok(self.destinations.open(destination, keys.as_ref())?)
     }

@@ -21,14 +21,18 @@ pub enum Status {
     Pending,
     /// It captures.
     Running,
-    /// Done, and its files are whole.
+    /// It has ended, and files of it wait for their bucket.
+    ConversionPending,
+    /// Its last files are on their way.
+    ConversionRunning,
+    /// Done, and its files are whole, where they belong.
     Success,
     /// It has nothing, or not all.
     Failed,
 }
 
 /// A file of a capture.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Segment {
     /// Its name in the capture's folder.
     pub name: String,
@@ -71,7 +75,7 @@ pub struct Record {
     pub colo_name: String,
     /// What was asked for, without credentials: the identity of its destination.
     pub destination_conf: String,
-    /// Where its files are.
+    /// Where its files are written; those for a bucket are taken from there.
     pub folder: PathBuf,
     /// Seconds.
     pub time_limit: u32,
@@ -83,13 +87,22 @@ pub struct Record {
     pub submitted_us: i64,
     /// Where it stands.
     pub status: Status,
+    /// What became of the capturing itself, when that is over.
+    #[serde(default)]
+    pub outcome: Option<Status>,
     /// Why it failed, or is not all.
     pub error_message: Option<String>,
+    /// Why its files are not all where they belong.
+    #[serde(default)]
+    pub upload_error: Option<String>,
+    /// When it became final, UTC microseconds.
+    #[serde(default)]
+    pub final_us: Option<i64>,
     /// UTC microseconds.
     pub stop_requested_us: Option<i64>,
     /// Packets in its files.
     pub packets_captured: u64,
-    /// Its files.
+    /// Its files, wherever they are now.
     pub segments: Vec<Segment>,
     /// The engine's summary: the law, per interface and queue.
     pub summary: Option<Value>,
@@ -112,7 +125,10 @@ impl Record {
             byte_limit: request.byte_limit,
             submitted_us,
             status: Status::Pending,
+            outcome: None,
             error_message: None,
+            upload_error: None,
+            final_us: None,
             stop_requested_us: None,
             packets_captured: 0,
             segments: Vec::new(),
@@ -125,6 +141,26 @@ impl Record {
         matches!(self.status, Status::Success | Status::Failed)
     }
 
+    /// Whether its files go elsewhere from where they are written.
+    pub fn is_uploaded(&self) -> bool {
+        !self.destination_conf.starts_with("file:")
+    }
+
+    /// What its files are put into, at its destination.
+    pub fn folder_name(&self) -> String {
+        format!("pcap_{}", id::show(self.id))
+    }
+
+    /// Everything that went wrong.
+    fn told(&self) -> Option<String> {
+        match (&self.error_message, &self.upload_error) {
+            (Some(one), Some(other)) => {
+                Some(format!("{}. {other}", one.strip_suffix('.').unwrap_or(one)))
+            }
+            (one, other) => one.clone().or_else(|| other.clone()),
+        }
+    }
+
     /// As the API shows it.
     pub fn result(&self) -> PcapFull {
         PcapFull {
@@ -132,7 +168,7 @@ impl Record {
             byte_limit: self.byte_limit,
             colo_name: self.colo_name.clone(),
             destination_conf: self.destination_conf.clone(),
-            error_message: self.error_message.clone(),
+            error_message: self.told(),
             filter_v1: self.filter_v1.clone(),
             packets_captured: self.packets_captured,
             status: self.status,

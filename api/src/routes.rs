@@ -7,7 +7,9 @@ mod ownership;
 mod pcaps;
 
 pub(crate) use self::{
-    beyond::{__path_healthz, __path_metrics, __path_openapi, __path_readyz, __path_stats},
+    beyond::{
+        __path_healthz, __path_metrics, __path_openapi, __path_readyz, __path_retry, __path_stats,
+    },
     events::__path_events,
     ownership::{
         __path_add_bucket, __path_list_buckets, __path_remove_bucket, __path_validate_bucket,
@@ -71,6 +73,7 @@ pub fn router(app: &Arc<App>) -> Router {
         .route("/accounts/{account_id}/pcaps/{pcap_id}/download", get(pcaps::download))
         // Beyond the contract.
         .route("/accounts/{account_id}/pcaps/{pcap_id}/stats", get(beyond::stats))
+        .route("/accounts/{account_id}/pcaps/{pcap_id}/retry", post(beyond::retry))
         .route("/accounts/{account_id}/pcaps/{pcap_id}/events", get(events::events))
         .route("/healthz", get(beyond::healthz))
         .route("/readyz", get(beyond::readyz))

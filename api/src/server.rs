@@ -3,7 +3,8 @@
 //! # How it stops
 //!
 //! 1. On SIGTERM or SIGINT no connection is accepted any more, and no capture created.
-//! 2. Running captures are stopped, sealed and remembered.
+//! 2. Running captures are stopped, sealed and remembered; uploads go on for a moment, and then at the
+//!    next start.
 //! 3. Requests that are being answered are; idle connections are closed.
 //! 4. What is not done in time is cut off.
 
@@ -46,6 +47,7 @@ use crate::{
     routes::{self, App},
     secrets::{KeyError, Secrets},
     store::{Store, StoreError},
+    upload::Means,
 };
 
 /// For a TLS handshake.
@@ -111,7 +113,14 @@ pub fn run(config: &Config) -> Result<(), ServeError> {
         Arc::clone(&destinations),
         transfers.handle().clone(),
     ));
-    let captures = Captures::open(config, store, Arc::clone(&ownerships), Arc::clone(&counters))?;
+    let means = Means {
+        store,
+        ownerships: Arc::clone(&ownerships),
+        destinations: Arc::clone(&destinations),
+        counters: Arc::clone(&counters),
+        runtime: transfers.handle().clone(),
+    };
+    let captures = Captures::open(config, means)?;
     let (close, closing) = watch::channel(false);
     let app = Arc::new(App {
         config: config.clone(),

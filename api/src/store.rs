@@ -5,6 +5,7 @@
 //!   that a restart has to look at. `BY_ACCOUNT` is the order of both kinds.
 //! - What is remembered of buckets has tables of its own.
 
+mod objects;
 mod ownerships;
 
 use std::{
@@ -108,6 +109,7 @@ impl Store {
             write.open_table(tables.open)?;
         }
         ownerships::create(&write)?;
+        objects::create(&write)?;
         write.commit()?;
         Ok(Self { database, last_submitted_us: AtomicI64::new(0) })
     }
@@ -172,6 +174,11 @@ impl Store {
     /// A full capture of an account.
     pub fn get(&self, account: u128, id: u128) -> Result<Option<Record>, StoreError> {
         Ok(self.find(FULL.records, id)?.filter(|record: &Record| record.account == account))
+    }
+
+    /// A full capture, whosesoever it is.
+    pub fn find_full(&self, id: u128) -> Result<Option<Record>, StoreError> {
+        self.find(FULL.records, id)
     }
 
     /// A capture of an account, of either kind.

@@ -3,7 +3,8 @@
 //! - Who takes them away is told of each segment as it is sealed.
 //! - Jobs may share a [`Budget`]: what their segments may take on the disk together. Bytes are taken off
 //!   it before they are written, and whoever removes a segment gives its size back. A job for whose
-//!   packets there is no room drops and counts them, and goes on; no other job notices.
+//!   packets there is no room drops and counts them, and goes on; no other job notices. A budget can be
+//!   within another one, so that a job whose segments nobody takes away leaves room for others.
 //! - When there is no room, what is open is sealed, so that it can be taken away; and there is none again
 //!   until an eighth of the budget is free, so that packets go missing in a few long runs, and segments
 //!   do not become tiny.
@@ -21,6 +22,7 @@ use crate::{segment::SegmentInfo, stats::Amount};
 /// Bytes that the segments of several jobs may take on the disk together.
 #[derive(Debug)]
 pub struct Budget {
+    within: Option<Arc<Budget>>,
     limit: u64,
     used: AtomicU64,
     full: AtomicBool,
@@ -29,7 +31,13 @@ pub struct Budget {
 impl Budget {
     /// One of this many bytes, of which some are used already.
     pub fn new(limit: u64, used: u64) -> Self {
-        Self { limit, used: AtomicU64::new(used), full: AtomicBool::new(false) }
+        let (used, full) = (AtomicU64::new(used), AtomicBool::new(false));
+        Self { within: None, limit, used, full }
+    }
+
+    /// One of this many bytes that are another one's, too.
+    pub fn within(whole: &Arc<Self>, limit: u64) -> Self {
+        Self { within: Some(Arc::clone(whole)), ..Self::new(limit, 0) }
     }
 
     /// How many bytes there are.
@@ -47,11 +55,17 @@ impl Budget {
         // Who gives back has taken; a file that someone else cut short must not make it wrap.
         let less = |used: u64| Some(used.saturating_sub(bytes));
         let _: Result<u64, u64> = self.used.fetch_update(Relaxed, Relaxed, less);
+        if let Some(whole) = &self.within {
+            whole.give_back(bytes);
+        }
     }
 
     /// Takes bytes that are on the disk already.
     pub fn add(&self, bytes: u64) {
         self.used.fetch_add(bytes, Relaxed);
+        if let Some(whole) = &self.within {
+            whole.add(bytes);
+        }
     }
 
     /// Takes bytes if there is room for them.
@@ -60,7 +74,14 @@ impl Budget {
             return false;
         }
         let more = |used: u64| used.checked_add(bytes).filter(|used| *used <= self.limit);
-        let taken = self.used.fetch_update(Relaxed, Relaxed, more).is_ok();
+        let mut taken = self.used.fetch_update(Relaxed, Relaxed, more).is_ok();
+        if taken
+            && let Some(whole) = &self.within
+            && !whole.take(bytes)
+        {
+            self.used.fetch_sub(bytes, Relaxed);
+            taken = false;
+        }
         self.full.store(!taken, Relaxed);
         taken
     }
@@ -178,6 +199,22 @@ mod tests {
         assert_eq!(budget.used(), 701);
         budget.give_back(1000);
         assert_eq!(budget.used(), 0);
+    }
+
+    #[test]
+    fn one_within_another_takes_from_both_and_leaves_room_for_others() {
+        let whole = Arc::new(Budget::new(1000, 100));
+        let (slow, other) = (Budget::within(&whole, 500), Budget::within(&whole, 500));
+        assert!(slow.take(500));
+        assert!(!slow.take(1));
+        assert_eq!((slow.used(), whole.used()), (500, 600));
+        assert!(other.take(400));
+        assert!(!other.take(1), "the whole is full");
+        assert_eq!((other.used(), whole.used()), (400, 1000));
+        slow.give_back(300);
+        assert!(other.take(1) && slow.take(1));
+        slow.add(10);
+        assert_eq!((slow.used(), other.used(), whole.used()), (211, 401, 712));
     }
 
     #[test]

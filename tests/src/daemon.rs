@@ -247,11 +247,12 @@ impl<'a> Daemon<'a> {
         body
     }
 
-    /// The files of a capture.
+    /// The files of a capture, but for its manifest.
     pub fn files(&self, id: &str) -> Vec<PathBuf> {
         let folder = self.captures().join(format!("pcap_{id}"));
         let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
         let mut files: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+        files.retain(|file| !file.ends_with("manifest.json"));
         files.sort();
         files
     }

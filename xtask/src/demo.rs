@@ -145,7 +145,8 @@ fn show_off(taplined: &Path, folder: &Path) -> Result<()> {
     api.call("PUT", &format!("/{id}/stop"), None)?;
     let capture = wait_until("the capture ends", || {
         let capture = api.call("GET", &format!("/{id}"), None)?;
-        Ok((capture["status"] != "running").then_some(capture))
+        let ended = capture["status"] == "success" || capture["status"] == "failed";
+        Ok(ended.then_some(capture))
     })?;
     println!("{capture:#}");
     let law = api.call("GET", &format!("/{id}/stats"), None)?["summary"]["law"].take();
@@ -238,7 +239,11 @@ fn merge(from: &Path, folder: &Path) -> Result<PathBuf> {
     mergecap.arg("-w").arg(&merged);
     let files = fs::read_dir(from).with_context(|| format!("cannot list {}", from.display()))?;
     for file in files {
-        mergecap.arg(file?.path());
+        let file = file?.path();
+        // The manifest is beside them.
+        if file.extension().is_some_and(|extension| extension == "pcapng") {
+            mergecap.arg(file);
+        }
     }
     exec(&mut mergecap)?;
     Ok(merged)

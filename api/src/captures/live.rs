@@ -10,7 +10,6 @@ use capture_user::{
     stats::{Amount, Drops},
 };
 use serde::Serialize;
-use tokio::sync::watch;
 use utoipa::ToSchema;
 
 use crate::record::{Record, Status};
@@ -26,7 +25,6 @@ pub struct Live {
     job: Job,
     since: Instant,
     rates: Mutex<Sample>,
-    ended: watch::Sender<bool>,
 }
 
 #[derive(Debug)]
@@ -95,7 +93,6 @@ impl Live {
             job,
             since,
             rates: Mutex::new(sample),
-            ended: watch::Sender::new(false),
         }
     }
 
@@ -116,15 +113,6 @@ impl Live {
             record.packets_captured = self.job.packets_captured();
         }
         record
-    }
-
-    /// Turns true when the capture has ended and its record is final.
-    pub fn ended(&self) -> watch::Receiver<bool> {
-        self.ended.subscribe()
-    }
-
-    pub(super) fn announce_end(&self) {
-        self.ended.send_replace(true);
     }
 
     /// Tells the job to end.

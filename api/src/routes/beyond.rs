@@ -23,8 +23,9 @@ use crate::{
     error::ApiError,
     id, metrics as prometheus,
     openapi::Description,
-    record::{Capture, Record, Segment, Status},
+    record::{Capture, PcapFull, Record, Segment, Status},
     simple::SimpleRecord,
+    upload::UploadStats,
 };
 
 /// Packets and their bytes.
@@ -69,6 +70,8 @@ pub(super) struct PcapStats {
     queues: Vec<QueueStats>,
     /// Sealed files, when it has ended.
     segments: Vec<Segment>,
+    /// How far its files have come to where they belong, file by file.
+    upload: Option<UploadStats>,
     /// The engine's summary, when it has ended: the law per interface and queue.
     #[schema(value_type = Option<Object>)]
     summary: Option<Value>,
@@ -88,6 +91,7 @@ impl PcapStats {
             rates: Some(stats.rates),
             queues: stats.queues,
             segments: Vec::new(),
+            upload: None,
             summary: None,
         }
     }
@@ -113,6 +117,7 @@ impl PcapStats {
             rates: None,
             queues: Vec::new(),
             segments: record.segments.clone(),
+            upload: None,
             summary: summary.cloned(),
         }
     }
@@ -130,6 +135,7 @@ impl PcapStats {
             rates: None,
             queues: Vec::new(),
             segments: Vec::new(),
+            upload: None,
             summary: None,
         }
     }
@@ -141,10 +147,15 @@ pub(super) fn stats_of(app: &App, target: Target) -> Result<PcapStats, ApiError>
     if let Some(live) = live
         && let Some(stats) = live.stats()
     {
-        return Ok(PcapStats::live(&live.record(), stats));
+        let record = live.record();
+        let upload = Some(app.captures.upload_stats(&record)?);
+        return Ok(PcapStats { upload, ..PcapStats::live(&record, stats) });
     }
     Ok(match app.captures.get(target.account, target.pcap)? {
-        Capture::Full(record) => PcapStats::ended(&record),
+        Capture::Full(record) => {
+            let upload = Some(app.captures.upload_stats(&record)?);
+            PcapStats { upload, ..PcapStats::ended(&record) }
+        }
         Capture::Simple(record) => PcapStats::simple(&record),
     })
 }
@@ -168,6 +179,29 @@ pub(super) async fn stats(
     target: Target,
 ) -> Result<Response, ApiError> {
     Ok(success(blocking(move || stats_of(&app, target)).await?))
+}
+
+#[utoipa::path(
+    post, path = "/accounts/{account_id}/pcaps/{pcap_id}/retry",
+    operation_id = "tapline-pcap-retry",
+    description = "Sends again what of a full capture could not be delivered to its bucket, and is still \
+                   on this host.",
+    params(
+        ("account_id" = String, Path, min_length = 32, max_length = 32),
+        ("pcap_id" = String, Path, min_length = 32, max_length = 32),
+    ),
+    responses(
+        (status = 200, body = Envelope<PcapFull>, description = "The capture"),
+        (status = "default", body = Failure, description = "Why not"),
+    ),
+    tag = "beyond",
+)]
+pub(super) async fn retry(
+    State(app): State<Arc<App>>,
+    target: Target,
+) -> Result<Response, ApiError> {
+    let record = blocking(move || Ok(app.captures.retry(target.account, target.pcap)?)).await?;
+    Ok(success(record.result()))
 }
 
 #[utoipa::path(

@@ -46,7 +46,7 @@ pub(super) async fn events(
     // An id that is unknown is an error, not an empty stream.
     let known = Arc::clone(&app);
     let first = blocking(move || Ok(known.captures.get(target.account, target.pcap)?)).await?;
-    let ended = app.captures.find_live(target.account, target.pcap).map(|live| live.ended());
+    let ended = app.captures.delivered(target.account, target.pcap);
     let closing = app.closing.clone();
     let next = if first.is_final() { Next::Nothing } else { Next::Stats };
     let first = event("capture", &first.result());

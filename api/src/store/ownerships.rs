@@ -29,12 +29,11 @@ impl Store {
         Ok(())
     }
 
-    /// Forgets an ownership and its keys.
+    /// Forgets an ownership.
     pub fn remove_ownership(&self, record: &Record) -> Result<(), StoreError> {
         let place = (record.account, record.destination.as_str());
         let write = self.database.begin_write()?;
         write.open_table(OWNERSHIPS)?.remove(place)?;
-        write.open_table(KEYS)?.remove(place)?;
         write.commit()?;
         Ok(())
     }
@@ -72,6 +71,14 @@ impl Store {
     ) -> Result<(), StoreError> {
         let write = self.database.begin_write()?;
         write.open_table(KEYS)?.insert((account, destination), sealed)?;
+        write.commit()?;
+        Ok(())
+    }
+
+    /// Forgets the keys of a destination.
+    pub fn remove_keys(&self, account: u128, destination: &str) -> Result<(), StoreError> {
+        let write = self.database.begin_write()?;
+        write.open_table(KEYS)?.remove((account, destination))?;
         write.commit()?;
         Ok(())
     }

@@ -65,7 +65,7 @@ assert is_full(listed[0]), type(listed[0])
 # The daemon's limit is one.
 refused(cloudflare.ConflictError, 1140, lambda: full(client))
 assert pcaps.stop(created.id, account_id=ACCOUNT) is None
-while (ended := pcaps.get(created.id, account_id=ACCOUNT)).status == "running":
+while (ended := pcaps.get(created.id, account_id=ACCOUNT)).status not in ("success", "failed"):
     assert time.time() < deadline, ended
 assert ended.status == "success" and ended.packets_captured == 100, ended
 assert ended.stop_requested is not None and is_full(ended), ended
