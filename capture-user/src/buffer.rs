@@ -1,8 +1,10 @@
 //! The buffers that packets are encoded into and that go to the disk thread whole.
 
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use crossbeam::queue::ArrayQueue;
+
+use crate::segment::pcapng;
 
 /// Alignment of a buffer's memory, as direct I/O wants it.
 pub const ALIGNMENT: usize = 4096;
@@ -77,6 +79,14 @@ impl Buffer {
         self.filled += blocks.len();
     }
 
+    /// Makes the last packet's block longer, by whole words that readers skip. The caller sees to it
+    /// that there is room.
+    pub(crate) fn pad(&mut self, by: usize) {
+        let length = self.filled + by;
+        pcapng::pad(&mut bytemuck::cast_slice_mut(&mut self.pages)[..length], by);
+        self.filled = length;
+    }
+
     /// Forgets what is in it.
     pub fn empty(&mut self) {
         self.filled = 0;
@@ -110,6 +120,8 @@ impl std::fmt::Debug for Buffer {
 pub struct Pool {
     free: ArrayQueue<Buffer>,
     size: usize,
+    /// Where its buffers are, and how long.
+    places: Mutex<Vec<(usize, usize)>>,
 }
 
 /// Buffers that a pool has from the start.
@@ -119,7 +131,8 @@ impl Pool {
     /// A pool for `count` buffers of `size` bytes, rounded up to whole pages. It has the first two,
     /// so that a job can start; [`fill`](Self::fill) makes the others.
     pub fn new(count: usize, size: usize) -> Arc<Self> {
-        let pool = Arc::new(Self { free: ArrayQueue::new(count.max(FIRST)), size });
+        let free = ArrayQueue::new(count.max(FIRST));
+        let pool = Arc::new(Self { free, size, places: Mutex::default() });
         for _ in 0..FIRST {
             pool.add();
         }
@@ -138,12 +151,20 @@ impl Pool {
         self.free.capacity()
     }
 
+    /// Where its buffers are, those that are not free too, and their sizes in bytes.
+    pub(crate) fn places(&self) -> Vec<(usize, usize)> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     fn add(self: &Arc<Self>) {
         // Not zeroed by the allocator but written, so that no page fault waits in the hot loop.
         let mut pages = vec![Page([0; ALIGNMENT]); self.size.div_ceil(ALIGNMENT).max(1)];
         for page in &mut pages {
             page.0[0] = std::hint::black_box(1);
         }
+        let bytes: &[u8] = bytemuck::cast_slice(&pages);
+        let place = (bytes.as_ptr().addr(), bytes.len());
+        self.places.lock().unwrap_or_else(PoisonError::into_inner).push(place);
         let buffer = Buffer {
             pages: pages.into_boxed_slice(),
             filled: 0,

@@ -8,13 +8,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crossbeam::channel::{Receiver, RecvTimeoutError, Sender};
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
 
 use crate::{
-    buffer::{Buffer, Pool},
+    buffer::{ALIGNMENT, Buffer, Pool},
     engine::{Event, JobId},
     merge::{Frontier, Lane, Merge},
-    segment::{Run, SegmentError, SegmentInfo, StreamTotals, Writer},
+    segment::{DiskUse, Io, Run, SegmentError, SegmentInfo, StreamTotals, Writer},
     spool::{Outlet, Refused},
     stats::{Amount, Law},
 };
@@ -39,6 +39,8 @@ pub(crate) struct DiskReport {
     pub(crate) refused: Vec<u64>,
     /// Every visible segment.
     pub(crate) segments: Vec<SegmentInfo>,
+    /// How bytes got there.
+    pub(crate) used: DiskUse,
     /// The first thing that went wrong.
     pub(crate) error: Option<SegmentError>,
 }
@@ -67,7 +69,11 @@ pub(crate) struct Disk {
     pub(crate) engine: Sender<Event>,
     pub(crate) outlet: Outlet,
     pub(crate) refused: Arc<Refused>,
+    pub(crate) io: Io,
 }
+
+/// Longest wait for a write while messages may come.
+const LOOK: Duration = Duration::from_millis(20);
 
 impl Disk {
     /// Starts the thread.
@@ -76,32 +82,24 @@ impl Disk {
     }
 
     fn run(mut self) {
-        for stream in &self.streams {
-            stream.pool.fill();
-        }
         let count = self.streams.len();
         let mut report = DiskReport {
             written: vec![Amount::default(); count],
             lost: vec![0; count],
             refused: vec![0; count],
             segments: Vec::new(),
+            used: DiskUse::default(),
             error: None,
         };
         let (mut merges, lanes) = self.merges();
         let totals = loop {
-            match self.next(&merges) {
+            match self.next(&merges, &mut report) {
                 Ok(ToDisk::Buffer { stream, buffer }) => {
                     merges[self.streams[stream].writer].take(lanes[stream], buffer);
                 }
                 Ok(ToDisk::Finish { totals }) => break totals,
                 Err(RecvTimeoutError::Timeout) => {
-                    for at in 0..self.writers.len() {
-                        let result = self.writers[at].tick();
-                        self.outlet.sealed(at, self.writers[at].sealed(), 0);
-                        if let Err(error) = result {
-                            self.fail(error, &mut report);
-                        }
-                    }
+                    self.each_writer(&mut report, Writer::tick);
                 }
                 // The engine is gone without a word: seal what there is.
                 Err(RecvTimeoutError::Disconnected) => break Vec::new(),
@@ -111,7 +109,7 @@ impl Disk {
             }
         };
         for (at, merge) in merges.iter_mut().enumerate() {
-            merge.emit(u64::MAX, |buffer, runs| self.put(at, buffer, runs, &mut report));
+            self.emit(at, merge, u64::MAX, &mut report);
         }
         self.finish(totals, &mut report);
         drop(self.engine.send(Event::Sealed { job: self.job, report: Box::new(report) }));
@@ -128,20 +126,45 @@ impl Disk {
             let frontier = Arc::clone(&stream.frontier);
             lanes.push(Lane::new(at, stream.interface, frontier, stream.pool.capacity(), ask));
         }
+        let mut pools: Vec<_> = self.streams.iter().map(|s| Arc::clone(&s.pool)).collect();
         let merge = |lanes: Vec<Lane>| {
-            let mixed = (lanes.len() > 1).then(|| Pool::new(1, self.fill).take()).flatten();
-            Merge::new(lanes, mixed, self.fill)
+            let buffers = lanes.first().map_or(0, |lane| lane.buffers);
+            let pool = (lanes.len() > 1).then(|| Pool::new(buffers, self.fill + ALIGNMENT));
+            pools.extend(pool.clone());
+            Merge::new(lanes, pool, self.fill)
         };
-        (of_writer.into_iter().map(merge).collect(), index)
+        let merges = of_writer.into_iter().map(merge).collect();
+        for pool in &pools {
+            pool.fill();
+        }
+        self.io = Io::new(self.writers.len(), pools);
+        (merges, index)
     }
 
-    fn next(&self, merges: &[Merge]) -> Result<ToDisk, RecvTimeoutError> {
+    fn next(
+        &mut self,
+        merges: &[Merge],
+        report: &mut DiskReport,
+    ) -> Result<ToDisk, RecvTimeoutError> {
         let tick = self.writers.iter().filter_map(Writer::next_tick).min().map(|due| {
             // Not sooner than in a moment: a quiet segment that is due stays open.
             due.saturating_duration_since(Instant::now()).max(Duration::from_millis(20))
         });
         let wait = merges.iter().filter_map(Merge::wait).min();
-        match tick.into_iter().chain(wait).min() {
+        let wait = tick.into_iter().chain(wait).min();
+        if self.io.is_busy() {
+            // Buffers wait to be given back. What comes meanwhile is not in a hurry: the disk is busy.
+            return match self.inbox.try_recv() {
+                Ok(message) => Ok(message),
+                Err(TryRecvError::Disconnected) => Err(RecvTimeoutError::Disconnected),
+                Err(TryRecvError::Empty) => {
+                    self.io.land(wait.unwrap_or(LOOK).min(LOOK));
+                    self.each_writer(report, Writer::settle);
+                    Err(RecvTimeoutError::Timeout)
+                }
+            };
+        }
+        match wait {
             Some(wait) => self.inbox.recv_timeout(wait),
             None => self.inbox.recv().map_err(|_closed| RecvTimeoutError::Disconnected),
         }
@@ -166,48 +189,72 @@ impl Disk {
             }
         }
         for (at, (merge, frontier)) in merges.iter_mut().zip(frontiers).enumerate() {
-            merge.emit(frontier, |buffer, runs| self.put(at, buffer, runs, report));
+            self.emit(at, merge, frontier, report);
             merge.ask();
         }
         end
     }
 
-    fn put(&mut self, writer: usize, buffer: &Buffer, runs: &[Run], report: &mut DiskReport) {
-        if report.error.is_some() {
-            // After a failure the file ends where it failed: nothing may follow a gap.
-            for run in runs {
-                report.lost[run.stream] += run.packets;
-            }
-            return;
-        }
-        let bytes = buffer.len() as u64;
-        if !self.outlet.admit(writer, bytes) {
-            for run in runs {
-                report.refused[run.stream] += run.packets;
-                self.refused.add(Amount { packets: run.packets, bytes: run.captured_bytes });
-            }
-            self.make_room(report);
-            return;
-        }
-        let result = self.writers[writer].write(buffer, runs, |run, outcome| {
-            report.written[run.stream] +=
-                Amount { packets: outcome.packets, bytes: outcome.captured_bytes };
-            report.lost[run.stream] += outcome.lost;
-        });
-        self.outlet.sealed(writer, self.writers[writer].sealed(), bytes);
-        if let Err(error) = result {
-            self.fail(error, report);
+    /// Writes what a merge has up to this time.
+    fn emit(&mut self, writer: usize, merge: &mut Merge, until: u64, report: &mut DiskReport) {
+        while !merge.emit(until, |buffer, runs| self.put(writer, buffer, runs, report)) {
+            self.io.land(LOOK);
+            self.each_writer(report, Writer::settle);
         }
     }
 
-    /// Seals what is open, so that it can be taken away.
-    fn make_room(&mut self, report: &mut DiskReport) {
-        for at in 0..self.writers.len() {
-            let result = self.writers[at].rotate_now();
-            self.outlet.sealed(at, self.writers[at].sealed(), 0);
-            if let Err(error) = result {
-                self.fail(error, report);
+    fn put(&mut self, writer: usize, buffer: Buffer, runs: &mut Vec<Run>, report: &mut DiskReport) {
+        if report.error.is_some() {
+            // After a failure the file ends where it failed: nothing may follow a gap.
+            for run in runs.drain(..) {
+                report.lost[run.stream] += run.packets;
             }
+            buffer.recycle();
+            return;
+        }
+        // It may be padded.
+        let bytes = (buffer.len() + ALIGNMENT) as u64;
+        if !self.outlet.admit(writer, bytes) {
+            for run in runs.drain(..) {
+                report.refused[run.stream] += run.packets;
+                self.refused.add(Amount { packets: run.packets, bytes: run.captured_bytes });
+            }
+            buffer.recycle();
+            self.each_writer(report, Writer::rotate_now);
+            return;
+        }
+        let result = self.writers[writer].write(&mut self.io, buffer, runs);
+        self.after(writer, bytes, result, report);
+    }
+
+    /// Does something with every writer.
+    fn each_writer(
+        &mut self,
+        report: &mut DiskReport,
+        mut what: impl FnMut(&mut Writer, &mut Io) -> Result<(), SegmentError>,
+    ) {
+        for at in 0..self.writers.len() {
+            let result = what(&mut self.writers[at], &mut self.io);
+            self.after(at, 0, result, report);
+        }
+    }
+
+    /// Books what a writer has done; since it last sealed a segment it was given this many bytes.
+    fn after(
+        &mut self,
+        writer: usize,
+        bytes: u64,
+        result: Result<(), SegmentError>,
+        report: &mut DiskReport,
+    ) {
+        for outcome in self.writers[writer].outcomes() {
+            report.written[outcome.stream] +=
+                Amount { packets: outcome.packets, bytes: outcome.captured_bytes };
+            report.lost[outcome.stream] += outcome.lost;
+        }
+        self.outlet.sealed(writer, self.writers[writer].sealed(), bytes);
+        if let Err(error) = result {
+            self.fail(error, report);
         }
     }
 
@@ -219,6 +266,7 @@ impl Disk {
     }
 
     fn finish(&mut self, mut totals: Vec<StreamTotals>, report: &mut DiskReport) {
+        self.each_writer(report, Writer::drain);
         totals.resize(self.streams.len(), StreamTotals::default());
         for (at, totals) in totals.iter_mut().enumerate() {
             totals.law.written = report.written[at];
@@ -241,13 +289,14 @@ impl Disk {
                 sum.seen += totals[index].seen;
                 add(&mut sum.law, &totals[index].law);
             }
-            let (segments, result) = writer.finish(&interfaces);
+            let (segments, result) = writer.finish(&mut self.io, &interfaces);
             self.outlet.sealed(at, &segments, 0);
             report.segments.extend(segments);
             if let Err(error) = result {
                 report.error.get_or_insert(error);
             }
         }
+        report.used = std::mem::take(&mut self.io).into_used();
     }
 }
 

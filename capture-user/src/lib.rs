@@ -41,4 +41,5 @@ pub mod source;
 pub mod spool;
 pub mod stats;
 pub mod sys;
+mod uring;
 mod worker;

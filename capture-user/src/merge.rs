@@ -18,7 +18,7 @@ use std::{
 };
 
 use crate::{
-    buffer::Buffer,
+    buffer::{Buffer, Pool},
     segment::{Run, pcapng::peek},
 };
 
@@ -58,7 +58,9 @@ pub(crate) struct Lane {
     pub(crate) frontier: Arc<Frontier>,
     /// Asks the worker to pass on what it has.
     pub(crate) ask: Box<dyn Fn() + Send>,
-    /// Buffers that may wait here.
+    /// Buffers that its worker has.
+    pub(crate) buffers: usize,
+    /// How many of them may wait here.
     pub(crate) patience: usize,
     held: VecDeque<Held>,
 }
@@ -77,7 +79,15 @@ impl Lane {
         buffers: usize,
         ask: Box<dyn Fn() + Send>,
     ) -> Self {
-        Self { stream, interface, frontier, ask, patience: buffers / 2, held: VecDeque::new() }
+        Self {
+            stream,
+            interface,
+            frontier,
+            ask,
+            buffers,
+            patience: buffers / 2,
+            held: VecDeque::new(),
+        }
     }
 
     /// Time of the next packet.
@@ -96,8 +106,10 @@ pub(crate) struct Merge {
     lanes: Vec<Lane>,
     /// Which lane has which head, while packets are taken.
     heads: BinaryHeap<Reverse<(u64, usize)>>,
-    /// Where packets of several lanes are put one after the other. A single lane needs none.
+    /// Where packets of several lanes are put one after the other.
     mixed: Option<Buffer>,
+    /// Where that comes from. A single lane needs none.
+    pool: Option<Arc<Pool>>,
     runs: Vec<Run>,
     /// Bytes that `mixed` may hold.
     fill: usize,
@@ -105,10 +117,10 @@ pub(crate) struct Merge {
 }
 
 impl Merge {
-    /// `mixed` is a buffer for the merge's own use; it holds up to `fill` bytes.
-    pub(crate) fn new(lanes: Vec<Lane>, mixed: Option<Buffer>, fill: usize) -> Self {
+    /// `pool` has buffers for the merge's own use, which are filled with up to `fill` bytes.
+    pub(crate) fn new(lanes: Vec<Lane>, pool: Option<Arc<Pool>>, fill: usize) -> Self {
         let heads = BinaryHeap::with_capacity(lanes.len());
-        Self { lanes, heads, mixed, runs: Vec::new(), fill, asked: Instant::now() }
+        Self { lanes, heads, mixed: None, pool, runs: Vec::new(), fill, asked: Instant::now() }
     }
 
     /// A worker has passed on a buffer.
@@ -161,8 +173,9 @@ impl Merge {
         }
     }
 
-    /// Gives `out` all packets up to this time, and what may wait no longer, in order.
-    pub(crate) fn emit(&mut self, until: u64, mut out: impl FnMut(&Buffer, &[Run])) {
+    /// Gives `out` all packets up to this time, and what may wait no longer, in order; `out` takes the
+    /// runs away. False when it has to be called again once a buffer of the merge's pool is free.
+    pub(crate) fn emit(&mut self, until: u64, mut out: impl FnMut(Buffer, &mut Vec<Run>)) -> bool {
         let impatient = self.lanes.iter().filter_map(|lane| {
             let last = lane.held.len().checked_sub(lane.patience + 1)?;
             Some(lane.held[last].buffer.last_ns)
@@ -181,41 +194,51 @@ impl Merge {
         {
             // This lane's turn lasts until another's packet is older.
             let turn = self.heads.peek().map_or(until, |Reverse((next, _))| until.min(*next));
-            self.turn(at, turn, &mut out);
+            if !self.turn(at, turn, &mut out) {
+                return false;
+            }
             if let Some(head) = self.lanes[at].head() {
                 self.heads.push(Reverse((head, at)));
             }
         }
         self.flush(&mut out);
+        true
     }
 
-    /// Takes one lane's packets up to this time; at least one.
-    fn turn(&mut self, at: usize, until: u64, out: &mut impl FnMut(&Buffer, &[Run])) {
+    /// Takes one lane's packets up to this time, at least one; false when there is no buffer for them.
+    fn turn(&mut self, at: usize, until: u64, out: &mut impl FnMut(Buffer, &mut Vec<Run>)) -> bool {
         while let Some(held) = self.lanes[at].held.front() {
             let whole = held.at == 0 && held.buffer.last_ns <= until;
-            if whole || self.mixed.is_none() {
+            let Some(pool) = self.pool.as_ref().filter(|_| !whole) else {
+                // As it is, without a copy.
                 self.flush(out);
                 let lane = &mut self.lanes[at];
                 let run = lane.run();
-                let Some(Held { buffer, .. }) = lane.held.pop_front() else { return };
-                let run = Run {
+                let Some(Held { buffer, .. }) = lane.held.pop_front() else { return true };
+                self.runs.push(Run {
                     bytes: buffer.len(),
                     packets: buffer.packets,
                     captured_bytes: buffer.captured_bytes,
                     ..run
-                };
-                out(&buffer, &[run]);
-                buffer.recycle();
+                });
+                out(buffer, &mut self.runs);
                 continue;
+            };
+            if self.mixed.is_none() {
+                self.mixed = pool.take();
+            }
+            if self.mixed.is_none() {
+                return false;
             }
             if !self.copy(at, until, out) {
-                return;
+                return true;
             }
         }
+        true
     }
 
     /// Copies packets up to this time out of a lane's first buffer; false when a later one came.
-    fn copy(&mut self, at: usize, until: u64, out: &mut impl FnMut(&Buffer, &[Run])) -> bool {
+    fn copy(&mut self, at: usize, until: u64, out: &mut impl FnMut(Buffer, &mut Vec<Run>)) -> bool {
         let lane = &mut self.lanes[at];
         let mut run = lane.run();
         let Some(held) = lane.held.front_mut() else { return false };
@@ -255,13 +278,9 @@ impl Merge {
         full
     }
 
-    fn flush(&mut self, out: &mut impl FnMut(&Buffer, &[Run])) {
-        if let Some(mixed) = &mut self.mixed
-            && !mixed.is_empty()
-        {
-            out(mixed, &self.runs);
-            mixed.empty();
-            self.runs.clear();
+    fn flush(&mut self, out: &mut impl FnMut(Buffer, &mut Vec<Run>)) {
+        if let Some(mixed) = self.mixed.take_if(|mixed| !mixed.is_empty()) {
+            out(mixed, &mut self.runs);
         }
     }
 }
@@ -302,9 +321,9 @@ mod tests {
     struct Out(Vec<(usize, u64)>);
 
     impl Out {
-        fn take(&mut self, buffer: &Buffer, runs: &[Run]) {
+        fn take(&mut self, buffer: Buffer, runs: &mut Vec<Run>) {
             let mut rest = buffer.filled();
-            for run in runs {
+            for run in runs.drain(..) {
                 let (mut blocks, after) = rest.split_at(run.bytes);
                 let mut packets = 0;
                 let mut captured = 0;
@@ -319,6 +338,7 @@ mod tests {
                 rest = after;
             }
             assert!(rest.is_empty());
+            buffer.recycle();
         }
     }
 
@@ -329,8 +349,8 @@ mod tests {
             pools[at].fill();
             Lane::new(at, at, Arc::clone(&frontiers[at]), buffers, Box::new(|| {}))
         };
-        let mixed = Pool::new(1, 1 << 16).take();
-        let merge = Merge::new((0..count).map(lane).collect(), mixed, 1 << 14);
+        let pool = Pool::new(2, 1 << 16);
+        let merge = Merge::new((0..count).map(lane).collect(), Some(pool), 1 << 14);
         (pools, frontiers, merge)
     }
 
@@ -362,10 +382,10 @@ mod tests {
                     frontier.raise(if at == lane { time } else { promise.min(time) });
                 }
                 let frontier = merge.frontier();
-                merge.emit(frontier, |buffer, runs| out.take(buffer, runs));
+                assert!(merge.emit(frontier, |buffer, runs| out.take(buffer, runs)));
                 assert!(out.0.iter().all(|(_, time)| *time <= frontier));
             }
-            merge.emit(u64::MAX, |buffer, runs| out.take(buffer, runs));
+            assert!(merge.emit(u64::MAX, |buffer, runs| out.take(buffer, runs)));
             assert_eq!(out.0.len(), sent, "seed {seed}");
             assert!(out.0.is_sorted_by_key(|(_, time)| *time), "seed {seed}");
             assert!(!merge.holds());
@@ -383,17 +403,17 @@ mod tests {
         merge.take(0, buffer);
         frontiers[0].raise(30);
         frontiers[1].raise(15);
-        merge.emit(merge.frontier(), |buffer, runs| out.take(buffer, runs));
+        assert!(merge.emit(merge.frontier(), |buffer, runs| out.take(buffer, runs)));
         assert_eq!(out.0, [(0, 10)]);
         let mut buffer = pools[1].take().unwrap();
         packet(&mut buffer, 1, 25, 60);
         merge.take(1, buffer);
         frontiers[1].raise(25);
-        merge.emit(merge.frontier(), |buffer, runs| out.take(buffer, runs));
+        assert!(merge.emit(merge.frontier(), |buffer, runs| out.take(buffer, runs)));
         assert_eq!(out.0, [(0, 10), (0, 20), (1, 25)]);
         assert!(merge.wait().is_some());
         frontiers[1].end();
-        merge.emit(merge.frontier(), |buffer, runs| out.take(buffer, runs));
+        assert!(merge.emit(merge.frontier(), |buffer, runs| out.take(buffer, runs)));
         assert_eq!(out.0, [(0, 10), (0, 20), (1, 25), (0, 30)]);
         assert!(merge.wait().is_none());
     }
@@ -406,8 +426,40 @@ mod tests {
             let mut buffer = pools[0].take().expect("no more than half of the buffers wait");
             packet(&mut buffer, 0, time, 60);
             merge.take(0, buffer);
-            merge.emit(merge.frontier(), |buffer, runs| out.take(buffer, runs));
+            assert!(merge.emit(merge.frontier(), |buffer, runs| out.take(buffer, runs)));
         }
         assert_eq!(out.0, [(0, 1), (0, 2)]);
+    }
+
+    #[test]
+    fn a_merge_without_a_buffer_goes_on_where_it_was() {
+        let (pools, frontiers, mut merge) = lanes(2, 8);
+        let own = Arc::clone(merge.pool.as_ref().unwrap());
+        for lane in 0..2_u64 {
+            let mut buffer = pools[lane as usize].take().unwrap();
+            for time in 0..2_000 {
+                packet(&mut buffer, lane as u32, 1 + 2 * time + lane, 10);
+                if buffer.len() > 60_000 {
+                    break;
+                }
+            }
+            frontiers[lane as usize].end();
+            merge.take(lane as usize, buffer);
+        }
+        let mut kept = Vec::new();
+        let mut out = Out::default();
+        let mut stalls = 0;
+        while !merge.emit(u64::MAX, |buffer, runs| kept.push((buffer, std::mem::take(runs)))) {
+            stalls += 1;
+            for (buffer, mut runs) in kept.drain(..) {
+                out.take(buffer, &mut runs);
+            }
+        }
+        for (buffer, mut runs) in kept {
+            out.take(buffer, &mut runs);
+        }
+        assert!(stalls > 1, "{stalls}");
+        assert!(out.0.len() > 1_500 && out.0.is_sorted_by_key(|(_, time)| *time));
+        assert!(!merge.holds() && own.take().is_some() && own.take().is_some());
     }
 }

@@ -5,15 +5,20 @@
 //!   whole file, also after a crash.
 //! - A write that fails is cut back to the last whole block. What is whole is kept and made visible;
 //!   what was lost is counted.
+//! - Large buffers go to the disk past the page cache, small ones through it: `segment/file.rs`.
 //! - A stream (standard output, a FIFO) has no name to hide: it gets the same blocks as they come.
 
+mod blocks;
+mod file;
+mod io;
 pub mod pcapng;
 pub mod read;
 mod recover;
 mod writer;
 
+pub use blocks::{InterfaceLabel, StreamTotals};
+pub use io::DiskUse;
+pub(crate) use io::Io;
 pub use recover::{recover, recover_folder, survey};
-pub use writer::{
-    InterfaceLabel, Rotation, Run, SegmentError, SegmentInfo, StreamTotals, Target, WriteOutcome,
-    Writer,
-};
+pub use writer::{Rotation, SegmentError, SegmentInfo, Target};
+pub(crate) use writer::{Run, Writer};

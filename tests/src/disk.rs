@@ -1,4 +1,4 @@
-//! A small disk.
+//! Small disks.
 
 use std::{
     fs::{self, File},
@@ -10,12 +10,16 @@ use nix::{
     errno::Errno,
     mount::{MntFlags, MsFlags, mount, umount2},
 };
-use tempfile::{TempDir, tempdir};
+use tempfile::{NamedTempFile, TempDir, tempdir};
+
+use crate::process::tool;
 
 /// A file system of a few KiB; gone when dropped.
 #[derive(Debug)]
 pub struct SmallDisk {
     folder: TempDir,
+    /// What a disk of blocks is made of.
+    _image: Option<NamedTempFile>,
 }
 
 impl SmallDisk {
@@ -24,7 +28,19 @@ impl SmallDisk {
         let folder = tempdir().unwrap();
         let (kind, size) = (Some("tmpfs"), format!("size={kib}k"));
         mount(kind, folder.path(), kind, MsFlags::empty(), Some(size.as_str())).unwrap();
-        Self { folder }
+        Self { folder, _image: None }
+    }
+
+    /// A disk of blocks with ext4, of this size in KiB, not all of which is for files.
+    pub fn ext4(kib: u32) -> Self {
+        let image = NamedTempFile::new().unwrap();
+        image.as_file().set_len(u64::from(kib) * 1024).unwrap();
+        let folder = tempdir().unwrap();
+        let (from, to) = (image.path().to_str().unwrap(), folder.path().to_str().unwrap());
+        tool(&["mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal", from]);
+        tool(&["mount", "-o", "loop", from, to]);
+        fs::remove_dir(folder.path().join("lost+found")).unwrap();
+        Self { folder, _image: Some(image) }
     }
 
     /// Where it is.

@@ -77,6 +77,57 @@ fn a_full_disk_fails_the_capture_and_what_is_whole_is_kept() {
 }
 
 #[test]
+fn a_disk_of_blocks_that_fills_up_under_direct_writes_keeps_what_is_whole() {
+    privileged!();
+    let loops = || fs::metadata("/dev/loop-control").map(drop).map_err(|error| error.to_string());
+    if !require(test_name(|| {}), &loops) {
+        return;
+    }
+    let (left, right) = (Namespace::new(), Namespace::new());
+    let veth = Veth::new(&left, &right);
+    let disk = SmallDisk::ext4(16 << 10);
+    let file = disk.path().join("full.pcapng");
+    let flags = [&ROOMY as &[_], &["--buffer-size", "256K", "--buffers", "128"]].concat();
+    let capture = Capture::start(exclusive(&veth.right, &file, &flags));
+    let template = Template { length: 1000, ..Template::default() };
+    Generator::new(&veth.left, template).pinned(0).send_paced(30_000, SECOND / 2);
+    let ended = capture.wait();
+
+    assert!(ended.failure().contains("No space left on device"), "{}", ended.stderr);
+    let summary = ended.summary();
+    assert!(summary.dropped_by("write_error") > 0, "{summary:?}");
+    let disk_use = &summary.0["disk"];
+    assert!(number(&disk_use["direct_bytes"]) > 1 << 20, "{disk_use}");
+    assert_eq!(disk.names(), [Path::new("full.pcapng")]);
+    assert_eq!(accepted(&file).packets.len() as u64, summary.written());
+    assert!(summary.written() > 10_000, "most of the disk is used: {summary:?}");
+}
+
+#[test]
+fn a_kernel_without_io_uring_writes_through_the_page_cache_and_that_is_said_once() {
+    privileged!();
+    let (left, right) = (Namespace::new(), Namespace::new());
+    let veth = Veth::new(&left, &right);
+    let folder = tempdir().unwrap();
+    let file = folder.path().join("cached.pcapng");
+    let command = exclusive(&veth.right, &file, &ROOMY);
+    let mut capture = spawn_without(libc::SYS_io_uring_setup, None, Errno::ENOSYS, command);
+    capture.wait_until_ready();
+    let template = Template { length: 1000, ..Template::default() };
+    let generator = Generator::new(&veth.left, template).pinned(0);
+    let arrived = veth.settle(generator.send_paced(20_000, SECOND / 2));
+    let ended = capture.stop();
+    let said = "no io_uring: Function not implemented (os error 38): segments are written through \
+                the page cache, which is slower";
+    assert_eq!(ended.stderr.matches(said).count(), 1, "{}", ended.stderr);
+    let summary = ended.success();
+    let disk = &summary.0["disk"];
+    assert_eq!((number(&disk["direct_bytes"]), summary.hits()), (0, arrived));
+    assert!(disk["refused"].as_str().unwrap().starts_with("no io_uring"), "{disk}");
+    assert_eq!(accepted(&file).packets.len() as u64, summary.written());
+}
+
+#[test]
 fn a_disk_that_fills_up_in_rotation_keeps_every_file_whole() {
     privileged!();
     let (left, right) = (Namespace::new(), Namespace::new());
@@ -482,6 +533,10 @@ fn huge_pages_that_were_not_reserved_are_asked_for() {
 
 /// Runs a command as if the kernel refused a system call, if its first argument is this.
 fn without(call: i64, first: Option<u64>, error: Errno, command: Command) -> Ended {
+    spawn_without(call, first, error, command).wait()
+}
+
+fn spawn_without(call: i64, first: Option<u64>, error: Errno, command: Command) -> Capture {
     let conditions = first.map(|value| {
         SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value).unwrap()
     });
@@ -496,7 +551,7 @@ fn without(call: i64, first: Option<u64>, error: Errno, command: Command) -> End
     // A filter is its thread's and its children's, and cannot be taken off.
     let filtered = thread::spawn(move || {
         apply_filter(&filter).unwrap();
-        run(command)
+        Capture::spawn(command)
     });
     filtered.join().unwrap()
 }

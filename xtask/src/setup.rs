@@ -73,6 +73,8 @@ const PACKAGES: &[Package] = &[
     program(Use::Demo, "tshark", "tshark"),
     library(Use::Test, "libpcap-dev"),
     program(Use::Test, "curl", "curl"),
+    // Not by its program, which an ordinary user's PATH does not find.
+    library(Use::Test, "e2fsprogs"),
     program(Use::Test, "ethtool", "ethtool"),
     program(Use::Test, "groff-base", "groff"),
     program(Use::Test, "iperf3", "iperf3"),

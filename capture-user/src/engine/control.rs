@@ -17,12 +17,12 @@ use super::{
     running::{Lane, Place, Running, since},
 };
 use crate::{
-    buffer::Pool,
+    buffer::{ALIGNMENT, Pool},
     disk::{Disk, DiskReport, Stream, ToDisk},
     filter::Rule,
     limits::Limits,
     nic,
-    segment::{InterfaceLabel, Target, Writer},
+    segment::{InterfaceLabel, Io, Target, Writer},
     spool::{Outlet, Refused},
     stats::{Amount, QueueCounters},
     worker::{Drained, Sink, SinkState, ToWorker},
@@ -201,7 +201,8 @@ impl Control {
             .then(|| Arc::new(Limits::new(spec.packet_limit, spec.byte_limit, workers)));
         let (writers, streams) = self.writers(spec)?;
         let room = writers.iter().filter_map(Writer::room).min().unwrap_or(u64::MAX);
-        let fill = usize::try_from(room).unwrap_or(usize::MAX).min(spec.buffer_size);
+        // The last page is for padding.
+        let fill = usize::try_from(room).unwrap_or(usize::MAX).min(spec.buffer_size - ALIGNMENT);
         // Room for every buffer there is, and the last message.
         let (disk, inbox) = bounded(streams.len() * spec.buffers + 1);
         let sink = |(at, stream): (usize, &Stream)| Sink {
@@ -229,7 +230,8 @@ impl Control {
         let outlet = Outlet::new(spec.sealed.take(), spec.budget.take(), writers.len());
         let engine = self.events.clone();
         let refused = Arc::clone(refused);
-        Disk { job, writers, streams, ask, fill, inbox, engine, outlet, refused }
+        let io = Io::default();
+        Disk { job, writers, streams, ask, fill, inbox, engine, outlet, refused, io }
             .spawn()
             .map_err(StartError::Thread)?;
         Ok(sinks)

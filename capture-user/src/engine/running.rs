@@ -10,7 +10,7 @@ use super::{Ending, Opened, port::Port};
 use crate::{
     disk::{DiskReport, ToDisk},
     error::with_causes,
-    segment::{SegmentInfo, StreamTotals},
+    segment::{DiskUse, SegmentInfo, StreamTotals},
     source::SourceCounters,
     spool::Refused,
     stats::{Law, QueueCounters, QueueTotals, name_lost},
@@ -62,6 +62,8 @@ pub struct Summary {
     pub queues: Vec<QueueSummary>,
     /// The files.
     pub segments: Vec<SegmentInfo>,
+    /// How bytes got to them.
+    pub disk: DiskUse,
 }
 
 /// A job's place on one port.
@@ -209,6 +211,7 @@ impl Running {
             interfaces,
             queues,
             segments: report.segments,
+            disk: report.used,
         }
     }
 }

@@ -13,7 +13,8 @@
 //! - Time is UTC nanoseconds since 1970 (`if_tsresol` 9), the upper 32 bits first, as the format
 //!   wants it.
 //! - Every packet block carries the same options, so its length depends on the captured length
-//!   alone: [`packet_len`].
+//!   alone, [`packet_len`], until it is [padded](pad): the last one of a buffer may be, so that what
+//!   follows begins where direct I/O can write.
 //!
 //! # Format
 //!
@@ -36,7 +37,7 @@
 //!
 //! [`section_header`], [`interface_description`] and [`interface_statistics`] run once a file and
 //! append to a `Vec`. [`packet`] and [`packet_parts`] run once a packet and fill the front of a
-//! slice. [`whole_prefix`] finds where the whole blocks of a torn file end.
+//! slice. [`pad`] runs once a buffer. [`whole_prefix`] finds where the whole blocks of a torn file end.
 
 use std::iter;
 
@@ -71,6 +72,9 @@ const ISB_OSDROP: u16 = 7;
 const ISB_USRDELIV: u16 = 8;
 pub(super) const EPB_FLAGS: u16 = 2;
 pub(super) const EPB_QUEUE: u16 = 6;
+/// Zeros that mean nothing. Option codes with the highest bit set are for local use, and a reader skips
+/// those it does not know.
+const EPB_PADDING: u16 = 0xff00;
 
 /// `if_tsresol`: a timestamp counts 10⁻⁹ seconds.
 const NANOSECONDS: u8 = 9;
@@ -91,6 +95,8 @@ pub const LINKTYPE_RAW: u16 = 101;
 pub(super) const PACKET_HEAD: usize = 28;
 /// What a packet block holds behind the packet and its padding.
 const PACKET_TAIL: usize = 24;
+/// What of that is behind the options: their end, and the block's length.
+const PACKET_END: usize = 8;
 
 /// The bytes of a packet block that are neither packet nor padding.
 pub const PACKET_OVERHEAD: usize = PACKET_HEAD + PACKET_TAIL;
@@ -355,6 +361,24 @@ fn frame<'o>(
         ],
     );
     Some((&mut body[..captured], length))
+}
+
+/// Makes the packet block that `blocks` ends with longer by `by` bytes, a multiple of 4 and at most
+/// 64 KiB; `blocks` has that many behind it already. The bytes become an option of the packet's.
+pub(crate) fn pad(blocks: &mut [u8], by: usize) {
+    if by == 0 {
+        return;
+    }
+    let old_end = blocks.len() - by;
+    let Some(old) = u32_at(blocks, old_end - 4) else { return };
+    let length = old + by as u32;
+    let start = old_end - old as usize;
+    blocks[start + 4..start + 8].copy_from_slice(&length.to_le_bytes());
+    let (option, end) = blocks[old_end - PACKET_END..].split_at_mut(by);
+    option.fill(0);
+    option[..4].copy_from_slice(&option_head(EPB_PADDING, (by - 4) as u16).to_le_bytes());
+    end[..4].copy_from_slice(&option_head(OPT_ENDOFOPT, 0).to_le_bytes());
+    end[4..].copy_from_slice(&length.to_le_bytes());
 }
 
 /// What [`peek`] found.
@@ -627,6 +651,30 @@ mod tests {
              0200 0400 02000000 | 0600 0400 07000000 | 0000 0000
              3c000000");
         assert_eq!(encode(&sample(b"abcde")), expected);
+    }
+
+    #[test]
+    fn a_padded_packet_is_byte_exact_and_reads_as_before() {
+        let expected = hex("06000000 | 44000000 | 01000000 | 04030201 08070605
+             05000000 | ea050000 | 6162636465 000000
+             0200 0400 02000000 | 0600 0400 07000000 | 00ff 0400 00000000 | 0000 0000
+             44000000");
+        let mut block = encode(&sample(b"abcde"));
+        block.extend([0xff; 8]);
+        pad(&mut block, 8);
+        assert_eq!(block, expected);
+
+        let plain = [section(), encode(&sample(b"")), encode(&sample(b"abcde"))].concat();
+        for by in [0, 4, 8, 4092, 65_536] {
+            let mut file = plain.clone();
+            file.resize(plain.len() + by, 0xff);
+            pad(&mut file, by);
+            let prefix = whole_prefix(&file);
+            assert_eq!((prefix.bytes, prefix.packets), (file.len(), 2), "{by}");
+            let blocks = read_back(&file);
+            let Some(Block::EnhancedPacket(packet)) = blocks.last() else { panic!("{blocks:?}") };
+            assert_eq!((&*packet.data, packet.original_len), (&b"abcde"[..], 1514), "{by}");
+        }
     }
 
     #[test]

@@ -132,7 +132,7 @@ mod tests {
     use crate::{
         buffer::Pool,
         segment::{
-            InterfaceLabel, Rotation, Run, Target, Writer,
+            InterfaceLabel, Io, Rotation, Run, Target, Writer,
             pcapng::{Packet, packet},
         },
     };
@@ -162,10 +162,10 @@ mod tests {
             captured_bytes: buffer.captured_bytes,
             ..Run::default()
         };
-        let mut written = 0;
-        writer.write(&buffer, &[run], |_, outcome| written += outcome.packets).unwrap();
-        assert_eq!(written, 100);
-        writer.finish(&[]).1.unwrap();
+        let mut io = Io::default();
+        writer.write(&mut io, buffer, &mut vec![run]).unwrap();
+        assert_eq!(writer.outcomes().map(|outcome| outcome.packets).sum::<u64>(), 100);
+        writer.finish(&mut io, &[]).1.unwrap();
         let bytes = fs::read(&path).unwrap();
         (path, bytes)
     }

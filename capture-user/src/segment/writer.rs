@@ -1,8 +1,8 @@
 //! Opens, fills, rotates and seals segments.
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Seek as _, SeekFrom, Write},
+    fs::{self, File},
+    io::{self, Write},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -10,14 +10,16 @@ use std::{
 use serde::Serialize;
 use thiserror::Error;
 
-use super::pcapng::{
-    self, InterfaceInfo, InterfaceStatistics, LINKTYPE_ETHERNET, LINKTYPE_RAW, SectionInfo,
-    whole_prefix,
+use super::{
+    blocks::{InterfaceLabel, STATISTICS_ROOM, StreamTotals, head, statistics},
+    file::{self, Output, Written},
+    io::Io,
+    pcapng::whole_prefix,
 };
-use crate::{buffer::Buffer, clock::utc_ns, stats::Law};
-
-/// Room kept for the statistics blocks when a segment is limited in size, bytes per interface.
-const STATISTICS_ROOM: u64 = 1024;
+use crate::{
+    buffer::{ALIGNMENT, Buffer},
+    clock::utc_ns,
+};
 
 /// A segment could not be opened, written or sealed.
 #[derive(Debug, Error)]
@@ -74,23 +76,6 @@ impl Rotation {
     }
 }
 
-/// What a file says of an interface.
-#[derive(Clone, Debug, Default)]
-pub struct InterfaceLabel {
-    /// Its name.
-    pub name: String,
-    /// Driver and the like.
-    pub hardware: String,
-    /// The job's filter.
-    pub filter: String,
-    /// Most bytes kept of a packet; 0 is all.
-    pub snaplen: u32,
-    /// How it is captured.
-    pub comment: String,
-    /// Whether packets begin with an IP header and not with an Ethernet header.
-    pub raw_ip: bool,
-}
-
 /// A sealed segment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct SegmentInfo {
@@ -108,49 +93,43 @@ pub struct SegmentInfo {
     pub last_ns: u64,
 }
 
-/// What is known of one interface, or one queue of it, when the job is over.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct StreamTotals {
-    /// Packets that reached the kernel program.
-    pub seen: u64,
-    /// What became of the hits.
-    pub law: Law,
-}
-
 /// Packets of one stream that stand one after the other in a buffer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Run {
+pub(crate) struct Run {
     /// Index of the stream among the job's.
-    pub stream: usize,
+    pub(crate) stream: usize,
     /// Index of the interface in the file.
-    pub interface: usize,
+    pub(crate) interface: usize,
     /// Length of their blocks.
-    pub bytes: usize,
+    pub(crate) bytes: usize,
     /// How many.
-    pub packets: u64,
+    pub(crate) packets: u64,
     /// Their captured lengths, bytes.
-    pub captured_bytes: u64,
+    pub(crate) captured_bytes: u64,
 }
 
-/// What became of a run of packets.
+/// What became of packets of one stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct WriteOutcome {
+pub(crate) struct WriteOutcome {
+    /// Index of the stream among the job's.
+    pub(crate) stream: usize,
     /// Packets written.
-    pub packets: u64,
+    pub(crate) packets: u64,
     /// Their captured lengths, bytes.
-    pub captured_bytes: u64,
+    pub(crate) captured_bytes: u64,
     /// Packets lost.
-    pub lost: u64,
+    pub(crate) lost: u64,
 }
 
 enum Sink {
-    File { file: File, hidden: PathBuf },
+    File(Output),
     Stream,
 }
 
 /// A segment that is being written.
 struct Open {
     sink: Sink,
+    /// As far as buffers have been written.
     info: SegmentInfo,
     since: Instant,
     since_ns: u64,
@@ -159,7 +138,7 @@ struct Open {
 }
 
 /// Writes the segments of one file series, or one stream.
-pub struct Writer {
+pub(crate) struct Writer {
     target: Target,
     rotation: Rotation,
     /// In a folder: what tells this series from the others.
@@ -169,56 +148,21 @@ pub struct Writer {
     sequence: u32,
     open: Option<Open>,
     sealed: Vec<SegmentInfo>,
+    /// What became of runs, until somebody asks.
+    outcomes: Vec<WriteOutcome>,
+    /// Memory for runs.
+    spare: Vec<Vec<Run>>,
 }
 
 fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SegmentError {
     move |source| SegmentError { operation, path: path.to_path_buf(), source }
 }
 
-/// The first blocks of every segment.
-fn head(comment: &str, interfaces: &[InterfaceLabel]) -> Vec<u8> {
-    let name = nix::sys::utsname::uname().ok();
-    let field = |value: Option<&std::ffi::OsStr>| {
-        value.map(|value| value.to_string_lossy().into_owned()).unwrap_or_default()
-    };
-    let os = format!(
-        "{} {}",
-        field(name.as_ref().map(nix::sys::utsname::UtsName::sysname)),
-        field(name.as_ref().map(nix::sys::utsname::UtsName::release))
-    );
-    let mut out = Vec::new();
-    pcapng::section_header(
-        &mut out,
-        &SectionInfo {
-            hardware: &field(name.as_ref().map(nix::sys::utsname::UtsName::machine)),
-            os: &os,
-            application: concat!("Tapline ", env!("CARGO_PKG_VERSION")),
-            comment,
-        },
-    );
-    for interface in interfaces {
-        pcapng::interface_description(
-            &mut out,
-            &InterfaceInfo {
-                name: &interface.name,
-                description: "",
-                filter: &interface.filter,
-                os: &os,
-                hardware: &interface.hardware,
-                comment: &interface.comment,
-                snaplen: interface.snaplen,
-                linktype: if interface.raw_ip { LINKTYPE_RAW } else { LINKTYPE_ETHERNET },
-            },
-        );
-    }
-    out
-}
-
 impl Writer {
     /// A writer for a job; `comment` says which. In a folder, `series` tells this series of files
     /// from the job's others. Opens the first segment, so that what is wrong with the place is
     /// found before packets are.
-    pub fn create(
+    pub(crate) fn create(
         target: Target,
         series: &str,
         rotation: Rotation,
@@ -235,6 +179,8 @@ impl Writer {
             sequence: 0,
             open: None,
             sealed: Vec::new(),
+            outcomes: Vec::new(),
+            spare: Vec::new(),
         };
         match &writer.target {
             Target::Directory { path, .. } => {
@@ -280,9 +226,10 @@ impl Writer {
         }
     }
 
-    /// Bytes that a buffer may hold so that it fits in a segment with its head and statistics.
-    pub fn room(&self) -> Option<u64> {
-        let own = self.head.len() as u64 + STATISTICS_ROOM * self.interfaces.len() as u64;
+    /// Bytes that a buffer may hold so that it fits in a segment with its head, its padding and statistics.
+    pub(crate) fn room(&self) -> Option<u64> {
+        let statistics = STATISTICS_ROOM * self.interfaces.len() as u64;
+        let own = self.head.len() as u64 + statistics + ALIGNMENT as u64;
         self.rotation.bytes.map(|bytes| bytes.saturating_sub(own))
     }
 
@@ -303,18 +250,8 @@ impl Writer {
             }
             Target::File(_) | Target::Directory { .. } => {
                 let hidden = path.with_file_name(format!(".{name}.part"));
-                let mut file = OpenOptions::new()
-                    .create(true)
-                    .truncate(true)
-                    .read(true)
-                    .write(true)
-                    .open(&hidden)
-                    .map_err(failed("creating", &hidden))?;
-                if let Err(error) = file.write_all(&self.head) {
-                    drop(fs::remove_file(&hidden));
-                    return Err(failed("writing", &hidden)(error));
-                }
-                Sink::File { file, hidden }
+                let output = Output::create(hidden.clone(), &self.head, self.rotation.bytes);
+                Sink::File(output.map_err(failed("creating", &hidden))?)
             }
         };
         self.sequence += 1;
@@ -335,114 +272,161 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes a buffer that consists of these runs; rotates first if it is time. Tells `became` what
-    /// became of each run, also on an error.
-    pub fn write(
+    /// Begins to write a buffer that consists of these runs, which are taken out; rotates first if it
+    /// is time. What became of them, [`outcomes`](Self::outcomes) tells, also on an error.
+    pub(crate) fn write(
         &mut self,
-        buffer: &Buffer,
-        runs: &[Run],
-        mut became: impl FnMut(&Run, WriteOutcome),
+        io: &mut Io,
+        buffer: Buffer,
+        runs: &mut Vec<Run>,
     ) -> Result<(), SegmentError> {
-        let begun = self.rotate(buffer.len() as u64).and_then(|()| match self.open {
+        let begun = self.rotate(io, buffer.len() as u64).and_then(|()| match self.open {
             None => self.begin(),
             Some(_) => Ok(()),
         });
         let (Ok(()), Some(open)) = (&begun, &mut self.open) else {
-            for run in runs {
-                became(run, WriteOutcome { lost: run.packets, ..WriteOutcome::default() });
-            }
+            self.outcomes.extend(runs.drain(..).map(lost));
+            buffer.recycle();
             return begun;
         };
-        let (put, result) = match (&mut open.sink, &mut self.target) {
-            (Sink::File { file, .. }, _) => put(file, buffer.filled()),
+        let runs = std::mem::replace(runs, self.spare.pop().unwrap_or_default());
+        match (&mut open.sink, &mut self.target) {
+            (Sink::File(output), _) => output.write(io, buffer, runs),
             (Sink::Stream, Target::Stream(stream)) => {
-                let (put, result) = put(stream, buffer.filled());
-                (put, result.and_then(|()| stream.flush()))
+                let bytes = buffer.filled();
+                let (put, result) = file::put(bytes, |rest, _done| write_some(stream, rest));
+                let result = result.and_then(|()| stream.flush());
+                return self.account(Written { buffer, runs, put, result });
             }
-            (Sink::Stream, _) => (0, Err(io::Error::other("the stream is closed"))),
-        };
-        // What is whole stays.
+            (Sink::Stream, _) => {}
+        }
+        self.settle(io)
+    }
+
+    /// Takes note of what has been written since.
+    pub(crate) fn settle(&mut self, io: &mut Io) -> Result<(), SegmentError> {
+        while let Some(Open { sink: Sink::File(output), .. }) = &mut self.open
+            && let Some(written) = output.next(io)
+        {
+            if let Err(error) = self.account(written) {
+                self.abandon(io);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until all that was given to it has been written.
+    pub(crate) fn drain(&mut self, io: &mut Io) -> Result<(), SegmentError> {
+        loop {
+            self.settle(io)?;
+            match &self.open {
+                Some(Open { sink: Sink::File(output), .. }) if output.is_busy() => io.wait(),
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    /// What became of runs since it was last asked.
+    pub(crate) fn outcomes(&mut self) -> impl Iterator<Item = WriteOutcome> {
+        self.outcomes.drain(..)
+    }
+
+    /// Takes note of what became of a buffer: what is whole stays.
+    fn account(&mut self, written: Written) -> Result<(), SegmentError> {
+        let Some(open) = &mut self.open else { return Ok(()) };
+        let Written { buffer, mut runs, put, result } = written;
         let mut rest = &buffer.filled()[..put];
-        for run in runs {
+        for run in runs.drain(..) {
             let (bytes, packets, captured_bytes) = if run.bytes <= rest.len() {
                 (run.bytes, run.packets, run.captured_bytes)
             } else {
                 let whole = whole_prefix(rest);
                 (whole.bytes, whole.packets, whole.captured_bytes)
             };
-            let outcome = WriteOutcome { packets, captured_bytes, lost: run.packets - packets };
-            open.account(run.interface, bytes as u64, &outcome, buffer);
-            became(run, outcome);
-            rest = if run.bytes <= rest.len() { &rest[run.bytes..] } else { &[] };
+            let lost = run.packets - packets;
+            let outcome = WriteOutcome { stream: run.stream, packets, captured_bytes, lost };
+            open.account(run.interface, bytes as u64, &outcome, &buffer);
+            self.outcomes.push(outcome);
+            rest = rest.get(run.bytes..).unwrap_or_default();
         }
-        if result.is_err()
-            && let Sink::File { file, .. } = &mut open.sink
-            && let Err(error) = cut(file, open.info.size)
-        {
-            log::error!("cutting {} to whole blocks: {error}", open.info.path.display());
-        }
+        self.spare.push(runs);
+        buffer.recycle();
         let path = &open.info.path;
         result.map_err(|source| failed("writing", path)(source))
     }
 
-    fn rotate(&mut self, more: u64) -> Result<(), SegmentError> {
+    /// After a failure: the file ends behind the last whole block.
+    fn abandon(&mut self, io: &mut Io) {
+        let Some(Open { sink: Sink::File(output), info, .. }) = &mut self.open else { return };
+        self.outcomes.extend(output.abandon(io).into_iter().map(lost));
+        if let Err(error) = output.cut(info.size) {
+            log::error!("cutting {} to whole blocks: {error}", info.path.display());
+        }
+    }
+
+    fn rotate(&mut self, io: &mut Io, more: u64) -> Result<(), SegmentError> {
         let Some(open) = &self.open else { return Ok(()) };
+        let end = open.end();
         let room = STATISTICS_ROOM * self.interfaces.len() as u64;
-        let full = self
-            .rotation
-            .bytes
-            .is_some_and(|limit| open.info.packets > 0 && open.info.size + more + room > limit);
+        // A buffer may be padded to the next page.
+        let full = |limit: u64| (end + more).next_multiple_of(ALIGNMENT as u64) + room > limit;
+        let full = end > self.head.len() as u64 && self.rotation.bytes.is_some_and(full);
         let old = self.rotation.every.is_some_and(|every| open.since.elapsed() >= every);
         if !full && !old {
             return Ok(());
         }
-        self.seal(None)?;
+        self.seal(io, None)?;
         self.begin()
     }
 
     /// Seals a segment that is old enough, also without a packet to write.
-    pub fn tick(&mut self) -> Result<(), SegmentError> {
-        let due = self.open.as_ref().is_some_and(|open| open.info.packets > 0);
-        if due { self.rotate(0) } else { Ok(()) }
+    pub(crate) fn tick(&mut self, io: &mut Io) -> Result<(), SegmentError> {
+        if self.has_packets() { self.rotate(io, 0) } else { Ok(()) }
+    }
+
+    /// Whether packets were given to the open segment.
+    fn has_packets(&self) -> bool {
+        self.open.as_ref().is_some_and(|open| open.end() > self.head.len() as u64)
     }
 
     /// Seals what is open, if it has packets and another segment may follow.
-    pub fn rotate_now(&mut self) -> Result<(), SegmentError> {
-        let has_packets = self.open.as_ref().is_some_and(|open| open.info.packets > 0);
+    pub(crate) fn rotate_now(&mut self, io: &mut Io) -> Result<(), SegmentError> {
         let may_follow = matches!(self.target, Target::Directory { .. }) || self.rotation.is_on();
-        if has_packets && may_follow { self.seal(None) } else { Ok(()) }
+        if self.has_packets() && may_follow { self.seal(io, None) } else { Ok(()) }
     }
 
     /// When [`tick`](Self::tick) has something to do.
-    pub fn next_tick(&self) -> Option<Instant> {
+    pub(crate) fn next_tick(&self) -> Option<Instant> {
         Some(self.open.as_ref()?.since + self.rotation.every?)
     }
 
     /// Completes the open segment: statistics, sync, rename. `totals` are the whole job's, per
     /// interface; a segment that is not the last has only what is in it.
-    pub fn seal(&mut self, totals: Option<&[StreamTotals]>) -> Result<(), SegmentError> {
-        let Some(mut open) = self.open.take() else { return Ok(()) };
-        let statistics = statistics(&open, totals);
+    fn seal(&mut self, io: &mut Io, totals: Option<&[StreamTotals]>) -> Result<(), SegmentError> {
+        // What is whole is sealed also when the rest was lost.
+        let drained = self.drain(io);
+        let Some(mut open) = self.open.take() else { return drained };
+        let statistics = statistics(&open.packets, open.since_ns, totals);
         let path = open.info.path.clone();
         match (&mut open.sink, &mut self.target) {
-            (Sink::File { file, hidden }, _) => {
+            (Sink::File(output), _) => {
+                let hidden = output.hidden().to_path_buf();
                 // A full disk may have no room for them; the packets are whole all the same.
-                let mut result = file.write_all(&statistics);
-                match &result {
-                    Ok(()) => open.info.size += statistics.len() as u64,
-                    Err(_) => {
-                        cut(file, open.info.size).map_err(failed("cutting", hidden))?;
-                    }
+                let mut result =
+                    output.finish(io, &statistics).map_err(failed("cutting", &hidden))?;
+                if result.is_ok() {
+                    open.info.size += statistics.len() as u64;
                 }
                 if result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::StorageFull) {
                     log::warn!("{}: no room for the statistics block", path.display());
                     result = Ok(());
                 }
-                file.sync_all().map_err(failed("syncing", hidden))?;
-                fs::rename(&*hidden, &path).map_err(failed("renaming", hidden))?;
+                output.sync().map_err(failed("syncing", &hidden))?;
+                fs::rename(&hidden, &path).map_err(failed("renaming", &hidden))?;
                 sync_folder(self.folder())?;
                 self.sealed.push(open.info);
-                result.map_err(failed("writing", &path))
+                drained.and(result.map_err(failed("writing", &path)))
             }
             (Sink::Stream, Target::Stream(stream)) => {
                 open.info.size += statistics.len() as u64;
@@ -458,74 +442,44 @@ impl Writer {
 
     /// Seals what is open with the job's totals; a job that rotated away its last segment, or never
     /// had one, gets one that holds the totals alone.
-    pub fn finish(
+    pub(crate) fn finish(
         mut self,
+        io: &mut Io,
         totals: &[StreamTotals],
     ) -> (Vec<SegmentInfo>, Result<(), SegmentError>) {
         let result = match self.open {
             None => self.begin(),
             Some(_) => Ok(()),
         };
-        let result = result.and_then(|()| self.seal(Some(totals)));
+        let result = result.and_then(|()| self.seal(io, Some(totals)));
         (self.sealed, result)
     }
 
     /// What has been sealed so far.
-    pub fn sealed(&self) -> &[SegmentInfo] {
+    pub(crate) fn sealed(&self) -> &[SegmentInfo] {
         &self.sealed
     }
 
     /// Whether a segment was ever begun.
-    pub fn is_used(&self) -> bool {
+    pub(crate) fn is_used(&self) -> bool {
         self.sequence > 0
     }
 }
 
-/// The statistics blocks of a segment, one per interface.
-fn statistics(open: &Open, totals: Option<&[StreamTotals]>) -> Vec<u8> {
-    let mut out = Vec::new();
-    let now = utc_ns();
-    for (at, packets) in open.packets.iter().enumerate() {
-        let mut statistics = InterfaceStatistics {
-            interface: at as u32,
-            timestamp_ns: now,
-            start_ns: open.since_ns,
-            end_ns: now,
-            received: None,
-            dropped_by_interface: None,
-            filter_accepted: None,
-            dropped_by_os: None,
-            delivered: Some(*packets),
-            comment: "",
-        };
-        let comment;
-        if let Some(totals) = totals.and_then(|totals| totals.get(at)) {
-            let law = &totals.law;
-            statistics.received = Some(totals.seen);
-            statistics.filter_accepted = Some(law.hits.packets);
-            statistics.dropped_by_interface = Some(0);
-            statistics.dropped_by_os = Some(law.drops.total());
-            statistics.delivered = Some(law.written.packets);
-            comment = law_in_words(law);
-            statistics.comment = &comment;
-        }
-        pcapng::interface_statistics(&mut out, &statistics);
-    }
-    out
-}
-
-/// `hits 10 = written 8 + rx_ring_full 2`.
-fn law_in_words(law: &Law) -> String {
-    let mut words = format!("hits {} = written {}", law.hits.packets, law.written.packets);
-    for (name, count, _) in law.drops.named() {
-        if count > 0 {
-            words += &format!(" + {name} {count}");
-        }
-    }
-    words
+/// A run that is not in a file.
+fn lost(run: Run) -> WriteOutcome {
+    WriteOutcome { stream: run.stream, lost: run.packets, ..WriteOutcome::default() }
 }
 
 impl Open {
+    /// Where the next buffer goes.
+    fn end(&self) -> u64 {
+        match &self.sink {
+            Sink::File(output) => output.end(),
+            Sink::Stream => self.info.size,
+        }
+    }
+
     fn account(&mut self, interface: usize, bytes: u64, outcome: &WriteOutcome, buffer: &Buffer) {
         self.info.size += bytes;
         self.packets[interface] += outcome.packets;
@@ -541,25 +495,9 @@ impl Open {
     }
 }
 
-/// Writes all bytes, or says how many it wrote before it failed.
-fn put(out: &mut impl Write, bytes: &[u8]) -> (usize, io::Result<()>) {
-    let mut done = 0;
-    while done < bytes.len() {
-        #[expect(clippy::disallowed_methods, reason = "how much of it was written is what we want")]
-        match out.write(&bytes[done..]) {
-            Ok(0) => return (done, Err(io::ErrorKind::WriteZero.into())),
-            Ok(more) => done += more,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return (done, Err(error)),
-        }
-    }
-    (done, Ok(()))
-}
-
-/// Cuts a file and goes on writing at its end.
-fn cut(file: &mut File, size: u64) -> io::Result<()> {
-    file.set_len(size)?;
-    file.seek(SeekFrom::Start(size)).map(drop)
+#[expect(clippy::disallowed_methods, reason = "how much of it was written is what we want")]
+fn write_some(stream: &mut impl Write, bytes: &[u8]) -> io::Result<usize> {
+    stream.write(bytes)
 }
 
 fn sync_folder(folder: &Path) -> Result<(), SegmentError> {
