@@ -23,6 +23,8 @@ use crate::{
 pub(crate) enum ToDisk {
     /// Write this.
     Buffer { stream: usize, buffer: Buffer },
+    /// Write all there is, and say so.
+    Flush,
     /// All buffers have been sent: complete the segments. Per stream, what is known but for what was
     /// written, which this thread knows.
     Finish { totals: Vec<StreamTotals> },
@@ -97,6 +99,7 @@ impl Disk {
                 Ok(ToDisk::Buffer { stream, buffer }) => {
                     merges[self.streams[stream].writer].take(lanes[stream], buffer);
                 }
+                Ok(ToDisk::Flush) => self.flush(&mut merges, &mut report),
                 Ok(ToDisk::Finish { totals }) => break totals,
                 Err(RecvTimeoutError::Timeout) => {
                     self.each_writer(&mut report, Writer::tick);
@@ -180,13 +183,18 @@ impl Disk {
         // What they promise to be on the queue has to be taken off it before it is relied on.
         let frontiers: Vec<u64> = merges.iter().map(Merge::frontier).collect();
         let mut end = None;
+        let mut flush = false;
         while let Ok(message) = self.inbox.try_recv() {
             match message {
                 ToDisk::Buffer { stream, buffer } => {
                     merges[self.streams[stream].writer].take(lanes[stream], buffer);
                 }
+                ToDisk::Flush => flush = true,
                 ToDisk::Finish { totals } => end = Some(totals),
             }
+        }
+        if flush {
+            self.flush(merges, report);
         }
         for (at, (merge, frontier)) in merges.iter_mut().zip(frontiers).enumerate() {
             self.emit(at, merge, frontier, report);
@@ -201,6 +209,15 @@ impl Disk {
             self.io.land(LOOK);
             self.each_writer(report, Writer::settle);
         }
+    }
+
+    /// Writes all there is, also what waits for its order.
+    fn flush(&mut self, merges: &mut [Merge], report: &mut DiskReport) {
+        for (at, merge) in merges.iter_mut().enumerate() {
+            self.emit(at, merge, u64::MAX, report);
+        }
+        self.each_writer(report, Writer::drain);
+        drop(self.engine.send(Event::Flushed { job: self.job }));
     }
 
     fn put(&mut self, writer: usize, buffer: Buffer, runs: &mut Vec<Run>, report: &mut DiskReport) {

@@ -171,6 +171,8 @@ pub(crate) enum Event {
     Start { spec: Box<JobSpec>, answer: Sender<Result<Job, StartError>> },
     Stop { job: JobId },
     Progress { job: JobId, answer: Sender<Progress> },
+    Flush { job: JobId, answer: Sender<()> },
+    Flushed { job: JobId },
     Limit { job: JobId },
     Failed { job: JobId },
     Gone { port: usize },

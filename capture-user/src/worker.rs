@@ -59,12 +59,24 @@ const CLOCK_NS: u64 = 1_000_000_000;
 pub(crate) enum ToWorker {
     /// Take part in a job. Answered with what the source has counted so far.
     Add { slot: usize, sink: Box<Sink>, answer: Sender<SourceCounters> },
-    /// Pass on what there is of a job: others' packets wait for it.
-    Flush { slot: usize, job: JobId },
+    /// Pass on what there is of a job: others' packets wait for it, or, if the job is being flushed, also
+    /// what lies on the queue.
+    Flush { slot: usize, job: JobId, flushing: Option<Arc<Flushing>> },
     /// Finish a job that the kernel does not match any more: drain, pass on, report.
     Finish { slot: usize },
     /// End the thread.
     Exit,
+}
+
+/// Held by each worker until it has passed on what there is. The last one tells the disk thread, which
+/// has all of it on its queue then.
+pub(crate) struct Flushing(pub(crate) Sender<ToDisk>);
+
+impl Drop for Flushing {
+    fn drop(&mut self) {
+        // The queue has room for it; a reader that is gone has written everything.
+        drop(self.0.try_send(ToDisk::Flush));
+    }
 }
 
 /// Where messages for a worker are left.
@@ -427,7 +439,12 @@ impl<S: Source> Worker<S> {
                     self.sinks[slot] = Some(sink);
                     let _: Result<(), _> = answer.send(self.source.counters().unwrap_or_default());
                 }
-                ToWorker::Flush { slot, job } => self.flush(slot, job),
+                ToWorker::Flush { slot, job, flushing } => {
+                    if flushing.is_some() {
+                        self.drain();
+                    }
+                    self.flush(slot, job);
+                }
                 ToWorker::Finish { slot } => self.finish(slot),
                 ToWorker::Exit => return false,
             }
@@ -435,8 +452,8 @@ impl<S: Source> Worker<S> {
         true
     }
 
-    fn finish(&mut self, slot: usize) {
-        // The kernel has stopped matching the job, so what lies on the queue now is all there is.
+    /// Takes what lies on the queue now.
+    fn drain(&mut self) {
         let mut backlog = self.source.backlog();
         while backlog > 0 {
             match self.batch() {
@@ -444,6 +461,11 @@ impl<S: Source> Worker<S> {
                 taken => backlog = backlog.saturating_sub(taken),
             }
         }
+    }
+
+    fn finish(&mut self, slot: usize) {
+        // The kernel has stopped matching the job, so what lies on the queue now is all there is.
+        self.drain();
         let Some(mut sink) = self.sinks[slot].take() else { return };
         sink.settle();
         sink.pass_on();

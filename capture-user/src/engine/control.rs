@@ -14,7 +14,7 @@ use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use super::{
     Ending, Event, Job, JobId, JobSpec, Opened, Progress, QueueProgress, StartError,
     port::Port,
-    running::{Lane, Place, Running, since},
+    running::{Flushes, Lane, Place, Running, since},
 };
 use crate::{
     buffer::{ALIGNMENT, Pool},
@@ -25,7 +25,7 @@ use crate::{
     segment::{InterfaceLabel, Io, Target, Writer},
     spool::{Outlet, Refused},
     stats::{Amount, QueueCounters},
-    worker::{Drained, Sink, SinkState, ToWorker},
+    worker::{Drained, Flushing, Sink, SinkState, ToWorker},
 };
 
 pub(super) struct Control {
@@ -85,6 +85,20 @@ impl Control {
             Event::Progress { job, answer } => {
                 if let Some(progress) = self.progress(job) {
                     let _: Result<(), _> = answer.send(progress);
+                }
+            }
+            Event::Flush { job, answer } => {
+                if let Some(running) = self.jobs.get_mut(&job) {
+                    running.flushes.next.push(answer);
+                    self.flush(job);
+                }
+            }
+            Event::Flushed { job } => {
+                if let Some(running) = self.jobs.get_mut(&job) {
+                    for answer in running.flushes.now.drain(..) {
+                        let _: Result<(), _> = answer.send(());
+                    }
+                    self.flush(job);
                 }
             }
             Event::Drained { job, port, worker, drained } => {
@@ -162,6 +176,7 @@ impl Control {
                     places,
                     lanes,
                     disk,
+                    flushes: Flushes::default(),
                     refused: Arc::clone(&refused),
                     done,
                     since,
@@ -203,8 +218,8 @@ impl Control {
         let room = writers.iter().filter_map(Writer::room).min().unwrap_or(u64::MAX);
         // The last page is for padding.
         let fill = usize::try_from(room).unwrap_or(usize::MAX).min(spec.buffer_size - ALIGNMENT);
-        // Room for every buffer there is, and the last message.
-        let (disk, inbox) = bounded(streams.len() * spec.buffers + 1);
+        // Room for every buffer there is, a flush, and the last message.
+        let (disk, inbox) = bounded(streams.len() * spec.buffers + 2);
         let sink = |(at, stream): (usize, &Stream)| Sink {
             job,
             stream: at,
@@ -224,7 +239,7 @@ impl Control {
         });
         let ask = workers
             .map(|(slot, caller)| -> Box<dyn Fn() + Send> {
-                Box::new(move || caller.send(ToWorker::Flush { slot, job }))
+                Box::new(move || caller.send(ToWorker::Flush { slot, job, flushing: None }))
             })
             .collect();
         let outlet = Outlet::new(spec.sealed.take(), spec.budget.take(), writers.len());
@@ -380,6 +395,22 @@ impl Control {
             progress.drops.rx_ring_full = lost;
         }
         Some(progress)
+    }
+
+    /// Starts a flush, if there is who waits for one and none is on its way.
+    fn flush(&mut self, job: JobId) {
+        let Some(running) = self.jobs.get_mut(&job) else { return };
+        if !running.flushes.now.is_empty() || running.flushes.next.is_empty() {
+            return;
+        }
+        std::mem::swap(&mut running.flushes.now, &mut running.flushes.next);
+        let flushing = Arc::new(Flushing(running.disk.clone()));
+        for lane in &running.lanes {
+            let port = &self.ports[lane.port];
+            let slot = running.places[lane.port].slot;
+            let flushing = Some(Arc::clone(&flushing));
+            port.workers[lane.worker].send(ToWorker::Flush { slot, job, flushing });
+        }
     }
 
     /// Step 1 of a job's end, and the start of step 2.

@@ -226,6 +226,16 @@ impl Job {
         reply.recv().ok()
     }
 
+    /// Waits until every packet that has been a hit by now is in the file, if it is to be; or until the
+    /// job has ended. The file goes on.
+    pub fn flush(&self) {
+        let (answer, reply) = bounded(1);
+        if self.engine.send(Event::Flush { job: self.id, answer }).is_ok() {
+            // An answer that never comes is that of a job that has ended.
+            let _: Result<(), _> = reply.recv();
+        }
+    }
+
     /// Tells it to end; [`wait`](Self::wait) gives the result.
     pub fn stop(&self) {
         drop(self.engine.send(Event::Stop { job: self.id }));

@@ -86,10 +86,19 @@ pub(super) struct Lane {
     pub(super) drained: Option<Drained>,
 }
 
+/// Who waits for what has been a hit by now to be in the file. One flush is on its way at a time.
+#[derive(Default)]
+pub(super) struct Flushes {
+    pub(super) now: Vec<Sender<()>>,
+    /// Those that came when one was on its way already, which need another.
+    pub(super) next: Vec<Sender<()>>,
+}
+
 pub(super) struct Running {
     pub(super) places: Vec<Place>,
     pub(super) lanes: Vec<Lane>,
     pub(super) disk: Sender<ToDisk>,
+    pub(super) flushes: Flushes,
     pub(super) refused: Arc<Refused>,
     pub(super) done: Sender<Summary>,
     pub(super) since: Instant,
