@@ -240,7 +240,9 @@ impl Uploads {
 
     /// Uploads that move bytes now.
     pub fn in_flight(&self) -> usize {
-        self.active().values().map(|delivery| delivery.in_flight()).sum()
+        let active = self.active();
+        let leave = active.values().filter(|delivery| !delivery.in_place());
+        leave.map(|delivery| delivery.in_flight()).sum()
     }
 
     /// Lets what goes well come to its end, and stops the rest: the next start goes on with it. Those who

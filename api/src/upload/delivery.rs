@@ -136,8 +136,11 @@ impl Delivery {
     }
 
     /// The capture has ended: what is late is late from now on.
-    pub(super) fn end(&self, record: Record) {
+    pub(super) fn end(&self, mut record: Record) {
         let mut state = self.state();
+        if state.in_flight > 0 {
+            record.status = Status::ConversionRunning;
+        }
         for segment in &record.segments {
             state.progress.add(segment);
         }

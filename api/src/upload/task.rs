@@ -178,7 +178,7 @@ impl Task {
                 () = turned(&mut quit), if sending.is_empty() => {}
             }
             if *quit.borrow() && outcome.hopeless.is_none() {
-                sending.join_all().await;
+                while sending.join_next().await.is_some() {}
                 return None;
             }
         }
