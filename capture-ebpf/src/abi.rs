@@ -197,10 +197,18 @@ pub mod generator {
     pub const PROGRAM: &str = "generate";
     /// XDP program that only passes.
     pub const PASS: &str = "pass";
+    /// XDP program that only drops.
+    pub const DROP: &str = "drop";
+    /// XDP program that redirects everything into the sockets in [`SOCKETS`], and drops the rest.
+    pub const RECEIVE: &str = "receive";
     /// XDP program that makes room for metadata again and then runs the one in [`MEASURED`].
     pub const AGAIN: &str = "again";
     /// Program array with one entry.
     pub const MEASURED: &str = "MEASURED";
+    /// Receive queue → `AF_XDP` socket.
+    pub const SOCKETS: &str = "SOCKETS";
+    /// Receive queues that it has room for.
+    pub const QUEUES: u32 = 64;
     /// Array with one [`Config`].
     pub const CONFIG: &str = "CONFIG";
     /// Per-CPU array with one `u64`: frames generated.
@@ -222,6 +230,32 @@ pub mod generator {
         pub stamp_offset: u32,
         /// Added to the CPU number in the stamp, to tell generators apart.
         pub source: u32,
+        /// How many of `shapes` are taken in turn; 0 leaves every frame as it is.
+        pub shape_count: u32,
+        /// Where the IPv4 header is, if there are shapes.
+        pub ip_offset: u32,
+        /// Lengths that frames are cut to.
+        pub shapes: [Shape; MAX_SHAPES],
+    }
+
+    /// Most [`Shape`]s: enough for the 7, 4 and 1 of the usual mix of sizes (IMIX).
+    pub const MAX_SHAPES: usize = 12;
+
+    /// A length, and what the headers of an IPv4/UDP frame of that length have to say. Integers of the
+    /// headers are in network order.
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, Default)]
+    pub struct Shape {
+        /// Frame length, bytes: at most that of the template.
+        pub length: u32,
+        /// IPv4's total length.
+        pub ip_length: [u8; 2],
+        /// IPv4's header checksum.
+        pub ip_checksum: [u8; 2],
+        /// UDP's length.
+        pub udp_length: [u8; 2],
+        /// Zero.
+        pub reserved: [u8; 2],
     }
 
     /// What a stamped frame carries, little-endian and unaligned.
@@ -234,6 +268,7 @@ pub mod generator {
         pub source: u64,
     }
 
-    const _: () = assert!(size_of::<Config>() == 24);
+    const _: () = assert!(size_of::<Shape>() == 12);
+    const _: () = assert!(size_of::<Config>() == 32 + 12 * MAX_SHAPES);
     const _: () = assert!(size_of::<Stamp>() == 16);
 }

@@ -11,7 +11,7 @@ use aya::{
     maps::{Array, MapData, PerCpuArray},
     programs::{TestRun as _, TestRunAttrs, TestRunOptions, Xdp},
 };
-use capture_ebpf::abi::generator::{CONFIG, Config, PROGRAM, SENT, Stamp};
+use capture_ebpf::abi::generator::{CONFIG, Config, MAX_SHAPES, PROGRAM, SENT, Shape, Stamp};
 use nix::{
     sched::{CpuSet, sched_setaffinity},
     unistd::Pid,
@@ -36,6 +36,8 @@ pub struct Template {
     pub flows: u32,
     /// Added to the CPU number in each stamp, to tell generators apart.
     pub source: u32,
+    /// Lengths of the frames in turn, none above `length`; empty if all have that. IPv4 only.
+    pub lengths: Vec<usize>,
 }
 
 impl Default for Template {
@@ -48,12 +50,16 @@ impl Default for Template {
             dport: 2000,
             flows: 1,
             source: 0,
+            lengths: Vec::new(),
         }
     }
 }
 
 /// The longest frame that the kernel can send this way: a page less headroom and tailroom.
 pub const LONGEST: usize = 3300;
+
+/// Where the IPv4 header is, in all frames.
+const IP_OFFSET: usize = 14;
 
 /// The most that is sent in one system call, so that a deadline is not missed by much.
 const CHUNK: u32 = 16384;
@@ -88,9 +94,37 @@ impl Template {
         u16::from_be_bytes(*frame[self.stamp_offset() - 8..].first_chunk().unwrap())
     }
 
+    /// The length of the frame with this number.
+    pub fn length_of(&self, sequence: u64) -> usize {
+        match self.lengths.len() {
+            0 => self.length,
+            count => self.lengths[(sequence % count as u64) as usize],
+        }
+    }
+
+    /// What to cut each frame to, and how many of these there are.
+    fn shapes(&self) -> ([Shape; MAX_SHAPES], u32) {
+        let mut shapes = [Shape::default(); MAX_SHAPES];
+        assert!(self.lengths.len() <= MAX_SHAPES, "{:?}", self.lengths);
+        for (shape, length) in shapes.iter_mut().zip(&self.lengths) {
+            assert!(self.src.is_ipv4() && *length <= self.length, "{self:?}");
+            let frame = Self { length: *length, lengths: Vec::new(), ..self.clone() }.frame();
+            let field = |at: usize| *frame[IP_OFFSET + at..].first_chunk().unwrap();
+            *shape = Shape {
+                length: *length as u32,
+                ip_length: field(2),
+                ip_checksum: field(10),
+                udp_length: field(24),
+                reserved: [0; 2],
+            };
+        }
+        (shapes, self.lengths.len() as u32)
+    }
+
     /// The frame that was sent with this stamp.
     pub fn expected(&self, stamp: Stamp) -> Vec<u8> {
-        let mut frame = self.frame();
+        let length = self.length_of(stamp.sequence);
+        let mut frame = Self { length, lengths: Vec::new(), ..self.clone() }.frame();
         let at = self.stamp_offset();
         frame[at..at + 8].copy_from_slice(&stamp.sequence.to_le_bytes());
         frame[at + 8..at + 16].copy_from_slice(&stamp.source.to_le_bytes());
@@ -119,6 +153,7 @@ impl<'a> Generator<'a> {
         program.load().unwrap();
         let mut config: Array<_, Config> = ebpf.take_map(CONFIG).unwrap().try_into().unwrap();
         let stamp_offset = template.stamp_offset() as u32;
+        let (shapes, shape_count) = template.shapes();
         let value = Config {
             ifindex: end.index,
             flows: template.flows,
@@ -126,6 +161,9 @@ impl<'a> Generator<'a> {
             port_offset: stamp_offset - 8,
             stamp_offset,
             source: template.source,
+            shape_count,
+            ip_offset: IP_OFFSET as u32,
+            shapes,
         };
         config.set(0, value, 0).unwrap();
         let sent = ebpf.take_map(SENT).unwrap().try_into().unwrap();
@@ -178,6 +216,33 @@ impl<'a> Generator<'a> {
                     continue;
                 }
                 let now = due.min(CHUNK.into()) as u32;
+                burst(program, frame, now);
+                done += u64::from(now);
+            }
+        });
+        self.sent() - before
+    }
+
+    /// Sends as fast as what was sent is taken at the other end, for as long as `duration`, so that no
+    /// more than `window` frames are on their way; gives how many. `taken` counts from now on.
+    pub fn send_closed(
+        &self,
+        window: u64,
+        duration: Duration,
+        mut taken: impl FnMut() -> u64 + Send,
+    ) -> u64 {
+        let before = self.sent();
+        self.inside(|program, frame| {
+            let start = Instant::now();
+            let mut done = 0;
+            while start.elapsed() < duration {
+                let room = (taken() + window).saturating_sub(done);
+                // A call has a price of its own: not for a few frames.
+                if room < window / 4 {
+                    thread::sleep(Duration::from_micros(20));
+                    continue;
+                }
+                let now = room.min(CHUNK.into()) as u32;
                 burst(program, frame, now);
                 done += u64::from(now);
             }

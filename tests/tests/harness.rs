@@ -92,6 +92,44 @@ fn stamped_frames_arrive_as_expected() {
 }
 
 #[test]
+fn frames_of_a_mix_of_lengths_arrive_as_expected() {
+    privileged!();
+    let (left, right) = (Namespace::new(), Namespace::new());
+    let veth = Veth::new(&left, &right);
+    let mut capture = right.enter(|| {
+        let device = Capture::from_device(veth.right.name.as_str()).unwrap();
+        device.immediate_mode(true).timeout(1000).open().unwrap()
+    });
+    let lengths = vec![60, 1514, 590, 60];
+    let template = Template { length: 1514, lengths: lengths.clone(), ..Template::default() };
+    // More than there are pages in a batch, so that each page has had other lengths.
+    Generator::new(&veth.left, template.clone()).send(200);
+    for sequence in 0..200 {
+        let packet = capture.next_packet().unwrap();
+        let stamp = template.stamp(packet.data);
+        assert_eq!(stamp.sequence, sequence);
+        assert_eq!(packet.data.len(), lengths[sequence as usize % lengths.len()]);
+        assert_eq!(packet.data, template.expected(stamp));
+    }
+}
+
+#[test]
+fn a_closed_loop_sends_no_more_than_its_window_ahead() {
+    privileged!();
+    let (left, right) = (Namespace::new(), Namespace::new());
+    let veth = Veth::new(&left, &right);
+    let generator = Generator::new(&veth.left, Template::default());
+    assert_eq!(generator.send_closed(300, SECOND / 10, || 0), 300);
+    let mut taken = 0;
+    let sent = generator.send_closed(100, SECOND / 10, || {
+        taken = 1000.min(taken + 7);
+        taken
+    });
+    // Less than a quarter of a window is not worth a call.
+    assert!((1100 - 24..=1100).contains(&sent), "{sent}");
+}
+
+#[test]
 fn jumbo_frames_arrive_whole() {
     privileged!();
     let (left, right) = (Namespace::new(), Namespace::new());

@@ -1,18 +1,41 @@
-//! `cargo xtask bench`: the criterion benches of package `tapline-benches`.
+//! `cargo xtask bench`: the whole path beside other tools, measured by `tapline-bench` of package
+//! `tapline-benches`, which runs as root. Installs nothing: what it lacks is said, by `tapline-bench` what
+//! it can do without. The criterion benches are `cargo bench`'s.
 
-use anyhow::Result;
+use std::ffi::{OsStr, OsString};
 
-use crate::process::{cargo, exec};
+use anyhow::{Result, bail};
+
+use crate::process::{Privilege, as_root, cargo, exec, privilege, target_dir};
 use crate::setup;
 
 #[derive(clap::Args)]
+#[command(disable_help_flag = true)]
 pub(crate) struct Args {
-    /// Passed on to criterion: a filter, `--save-baseline NAME`, ...
+    /// Passed on; `--help` says what there is
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    criterion: Vec<String>,
+    arguments: Vec<OsString>,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    setup::ensure(&[setup::Use::Build, setup::Use::Test])?;
-    exec(cargo().args(["bench", "--package", "tapline-benches", "--"]).args(&args.criterion))
+    if let missing @ [_, ..] = setup::missing(&[setup::Use::Build, setup::Use::Bench]).as_slice() {
+        bail!("missing: {}; `cargo xtask setup` installs it", missing.join(" "));
+    }
+    let mut build = cargo();
+    build.args(["build", "--release", "--package", "tapline-benches", "--bin", "tapline-bench"]);
+    exec(build.args(["--package", "capture-user", "--bin", "tapline"]))?;
+    let folder = target_dir().join("release");
+    let privilege = privilege();
+    let asks = args.arguments.iter().any(|argument| argument == "--help" || argument == "-h");
+    if privilege == Privilege::None && !asks {
+        bail!("network namespaces and XDP need root: run it as root, or with sudo");
+    }
+    let tapline = folder.join("tapline");
+    let variables = [("TAPLINE_BIN", tapline.as_os_str()), ("RUST_BACKTRACE", OsStr::new("1"))];
+    exec(as_root(privilege, folder.join("tapline-bench"), &variables).args(&args.arguments))
+}
+
+/// A few seconds of everything, only to see that it adds up and leaves nothing behind.
+pub(crate) fn smoke() -> Result<()> {
+    run(&Args { arguments: vec!["--smoke".into()] })
 }

@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result};
 
 use crate::process::{cargo, command, exec, probe, target_dir};
-use crate::{demo, ebpf, setup, test};
+use crate::{bench, demo, ebpf, setup, test};
 
 /// Pinned, so that a new release's opinion is a commit here and not a surprise.
 const CARGO_DENY: &str = "0.20.2";
@@ -36,6 +36,8 @@ const STEPS: &[Step] = &[
     ("kernel objects", || ebpf::run(&ebpf::Args { check: true, ..Default::default() })),
     ("build", || exec(&mut test::release_build())),
     ("demo", || demo::run_with(&target_dir().join("release/taplined"))),
+    // No threshold on time: that all laws add up, and nothing is left behind.
+    ("bench", bench::smoke),
 ];
 
 pub(crate) fn run() -> Result<()> {

@@ -37,7 +37,17 @@ pub(crate) const OBJECTS: &[Required] = &[
         ],
         maps: &["SWITCH", "TABLES", "SPORTS", "DPORTS", "COUNTERS", "SOCKETS", "RINGS"],
     },
-    Required { name: "generator", programs: &[("generate", "xdp")], maps: &["CONFIG", "SENT"] },
+    Required {
+        name: "generator",
+        programs: &[
+            ("generate", "xdp"),
+            ("pass", "xdp.frags"),
+            ("drop", "xdp.frags"),
+            ("receive", "xdp.frags"),
+            ("again", "xdp.frags"),
+        ],
+        maps: &["CONFIG", "SENT", "SOCKETS", "MEASURED"],
+    },
 ];
 
 /// Sections that every object needs: types for the kernel, line numbers for the verifier's log, and

@@ -6,18 +6,23 @@
 //!
 //! `pass` is what the capture programs' cost is measured against; `again` lets one that hands packets
 //! over be run many times on one frame.
+//!
+//! `drop` and `receive` are the least that can be done with a packet that arrives: floors for the
+//! capture tools.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 #[cfg(target_arch = "bpf")]
 mod kernel {
     use aya_ebpf::{
-        bindings::xdp_action::{XDP_ABORTED, XDP_PASS},
-        helpers::generated::{bpf_get_smp_processor_id, bpf_redirect, bpf_xdp_adjust_meta},
+        bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS},
+        helpers::generated::{
+            bpf_get_smp_processor_id, bpf_redirect, bpf_xdp_adjust_meta, bpf_xdp_adjust_tail,
+        },
         macros::{map, xdp},
-        maps::{Array, PerCpuArray, ProgramArray},
+        maps::{Array, PerCpuArray, ProgramArray, XskMap},
         programs::XdpContext,
     };
-    use capture_ebpf::abi::generator::{Config, Stamp};
+    use capture_ebpf::abi::generator::{Config, QUEUES, Stamp};
 
     #[map]
     static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
@@ -48,8 +53,25 @@ mod kernel {
             let source = u64::from(cpu) + u64::from(config.source);
             write(&context, config.stamp_offset, Stamp { sequence, source });
         }
+        if config.shape_count != 0 {
+            shape(&context, config, sequence);
+        }
         // SAFETY: takes plain numbers.
         (unsafe { bpf_redirect(config.ifindex, 0) }) as u32
+    }
+
+    /// Cuts the frame to the length whose turn it is.
+    #[inline(always)]
+    fn shape(context: &XdpContext, config: &Config, sequence: u64) {
+        let turn = (sequence % u64::from(config.shape_count)) as usize;
+        let Some(shape) = config.shapes.get(turn) else { return };
+        write(context, config.ip_offset + 2, shape.ip_length);
+        write(context, config.ip_offset + 10, shape.ip_checksum);
+        write(context, config.ip_offset + 24, shape.udp_length);
+        let longer = (context.data_end() - context.data()) as u32;
+        let delta = shape.length.wrapping_sub(longer) as i32;
+        // SAFETY: the context is the program's own; the helper checks the length.
+        unsafe { bpf_xdp_adjust_tail(context.ctx, delta) };
     }
 
     #[inline(always)]
@@ -65,6 +87,21 @@ mod kernel {
     #[xdp(frags)]
     fn pass(_: XdpContext) -> u32 {
         XDP_PASS
+    }
+
+    /// The least that can be done with a packet.
+    #[xdp(frags)]
+    fn drop(_: XdpContext) -> u32 {
+        XDP_DROP
+    }
+
+    #[map]
+    static SOCKETS: XskMap = XskMap::with_max_entries(QUEUES, 0);
+
+    /// The least that brings a packet to user space.
+    #[xdp(frags)]
+    fn receive(context: XdpContext) -> u32 {
+        SOCKETS.redirect(context.rx_queue_index(), XDP_DROP.into()).unwrap_or(XDP_DROP)
     }
 
     #[map]

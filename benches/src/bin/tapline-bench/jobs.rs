@@ -1,0 +1,66 @@
+//! The engine with one job or many, in a process of its own: `tapline` runs one.
+
+use std::{fs, path::Path};
+
+use capture_user::{
+    engine::{CapturePath, Engine, EngineConfig, InterfaceConfig, JobSpec},
+    filter::{Filter, Protocol},
+    program::XdpMode,
+    segment::Target,
+    socket::SocketConfig,
+};
+use nix::sys::signal::{SigSet, Signal};
+use serde_json::{Map, Value, json};
+use tapline_tests::generator::Template;
+
+/// Captures until interrupted, into a folder. A single job asks for the packets' destination port, one
+/// of several for a source port of its own: either way the kernel looks at two fields. Gives the sum
+/// of their laws in the words of `tapline`.
+pub(crate) fn run(count: usize, interface: &str, folder: &Path) -> Value {
+    let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM]);
+    signals.thread_block().unwrap();
+    let engine = Engine::open(&EngineConfig {
+        interfaces: vec![InterfaceConfig {
+            name: interface.to_owned(),
+            path: CapturePath::Exclusive {
+                xdp: XdpMode::Auto,
+                mirror_port: false,
+                socket: SocketConfig::default(),
+            },
+            promiscuous: true,
+        }],
+        cpus: Vec::new(),
+        object: None,
+    })
+    .unwrap();
+    fs::create_dir(folder).unwrap();
+    let template = Template::default();
+    let jobs: Vec<_> = (0..count)
+        .map(|number| {
+            let (sport, dport) = match count {
+                1 => (None, Some(template.dport)),
+                _ => (Some(template.sport + number as u16), None),
+            };
+            let filter = Filter { sport, dport, protocol: Some(Protocol(17)), ..Filter::default() };
+            let target = Target::Directory { path: folder.into(), prefix: format!("job{number}") };
+            engine.start(JobSpec { filter, ..JobSpec::new(target) }).unwrap()
+        })
+        .collect();
+    eprintln!("capturing on {interface}: {count} jobs");
+    signals.wait().unwrap();
+
+    for job in &jobs {
+        job.stopper().stop();
+    }
+    let (mut hits, mut written, mut drops) = (0, 0, Map::new());
+    for job in jobs {
+        let law = job.wait().unwrap().law;
+        hits += law.hits.packets;
+        written += law.written.packets;
+        for (cause, count, _) in law.drops.named() {
+            let sum = drops.get(cause).and_then(Value::as_u64).unwrap_or(0) + count;
+            drops.insert(cause.to_owned(), sum.into());
+        }
+    }
+    json!({ "law": { "hits": { "packets": hits }, "written": { "packets": written }, "drops": drops } })
+}
