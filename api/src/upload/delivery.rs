@@ -165,8 +165,10 @@ impl Delivery {
     /// A part of it has been taken.
     pub(super) fn sent(&self, name: &str, bytes: u64) {
         let mut state = self.state();
-        state.waiting_since = Instant::now();
-        state.progress.sent(name, bytes);
+        // A store that takes the same parts again and again takes nothing.
+        if state.progress.sent(name, bytes) {
+            state.waiting_since = Instant::now();
+        }
     }
 
     /// An attempt has failed. Since when nothing was taken, if the capture has ended.

@@ -1,6 +1,6 @@
 //! How far the files of a capture have come.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -106,6 +106,8 @@ impl UploadStats {
 #[derive(Debug, Default)]
 pub(super) struct Progress {
     segments: BTreeMap<String, SegmentUpload>,
+    /// Most bytes that were ever taken of a segment that is not stored yet.
+    furthest: HashMap<String, u64>,
 }
 
 impl Progress {
@@ -116,6 +118,7 @@ impl Progress {
 
     pub(super) fn store(&mut self, object: &Object) {
         self.add(&object.segment);
+        self.furthest.remove(&object.segment.name);
         self.change(&object.segment.name, |segment| segment.store(object));
     }
 
@@ -126,8 +129,14 @@ impl Progress {
         });
     }
 
-    pub(super) fn sent(&mut self, name: &str, bytes: u64) {
-        self.change(name, |segment| segment.sent += bytes);
+    /// Whether it has come further than ever before.
+    pub(super) fn sent(&mut self, name: &str, bytes: u64) -> bool {
+        let Some(segment) = self.segments.get_mut(name) else { return false };
+        segment.sent += bytes;
+        let furthest = self.furthest.entry(name.to_owned()).or_default();
+        let further = segment.sent > *furthest;
+        *furthest = segment.sent.max(*furthest);
+        further
     }
 
     pub(super) fn fail(&mut self, name: &str, cause: &Cause) {
@@ -157,5 +166,32 @@ impl Progress {
 
     pub(super) fn stats(&self) -> UploadStats {
         UploadStats::new(self.segments.values().cloned().collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_sent_again_is_no_progress_until_it_is_more() {
+        let segment = Segment { name: "a".into(), size: 30, ..Segment::default() };
+        let mut progress = Progress::default();
+        progress.add(&segment);
+        progress.begin("a");
+        assert!(progress.sent("a", 10) && progress.sent("a", 10));
+        progress.fail("a", &Cause::own("x"));
+        assert_eq!(progress.stats().segments[0].error.as_deref(), Some("x"));
+        progress.begin("a");
+        assert!(!progress.sent("a", 10));
+        assert!(!progress.sent("a", 10));
+        assert!(progress.sent("a", 10));
+        assert_eq!(progress.unsent(), ["a"]);
+        let (name, sha256) = ("a.zst".into(), "00".into());
+        progress.store(&Object { segment, name, size: 20, sha256 });
+        let stats = progress.stats();
+        assert_eq!((stats.stored, stats.unstored), (1, 0));
+        assert_eq!((stats.segments[0].name.as_str(), stats.segments[0].sent), ("a.zst", 20));
+        assert!(progress.unsent().is_empty());
     }
 }
