@@ -14,6 +14,7 @@ use crate::{
     buffer::{ALIGNMENT, Buffer, Pool},
     engine::{Event, JobId},
     merge::{Frontier, Lane, Merge},
+    placement,
     segment::{DiskUse, Io, Run, SegmentError, SegmentInfo, StreamTotals, Writer},
     spool::{Outlet, Refused},
     stats::{Amount, Law},
@@ -72,6 +73,8 @@ pub(crate) struct Disk {
     pub(crate) outlet: Outlet,
     pub(crate) refused: Arc<Refused>,
     pub(crate) io: Io,
+    /// CPUs to run on; any if there is none.
+    pub(crate) cpus: Vec<usize>,
 }
 
 /// Longest wait for a write while messages may come.
@@ -84,6 +87,9 @@ impl Disk {
     }
 
     fn run(mut self) {
+        if !self.cpus.is_empty() {
+            placement::pin(&format!("tl-disk-{}", self.job), &self.cpus);
+        }
         let count = self.streams.len();
         let mut report = DiskReport {
             written: vec![Amount::default(); count],
@@ -140,7 +146,7 @@ impl Disk {
         for pool in &pools {
             pool.fill();
         }
-        self.io = Io::new(self.writers.len(), pools);
+        self.io.prepare(self.writers.len(), pools);
         (merges, index)
     }
 

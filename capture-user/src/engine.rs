@@ -20,6 +20,7 @@ mod control;
 mod job;
 mod port;
 mod running;
+mod synthetic;
 
 use std::{
     io,
@@ -29,19 +30,18 @@ use std::{
 use crossbeam::channel::{Sender, bounded, unbounded};
 use thiserror::Error;
 
-use self::{
-    control::Control,
-    port::{Port, default_cpus},
-};
+use self::{control::Control, port::Port};
 pub use self::{
     job::{Ending, Job, JobId, JobSpec, MIN_BUFFER, Progress, QueueProgress, StartError, Stopper},
     port::Opened,
     running::{InterfaceSummary, QueueSummary, Summary},
+    synthetic::run_synthetic,
 };
 use crate::{
     disk::DiskReport,
     filter::Direction,
     nic::NicError,
+    placement,
     program::{ProgramLoadError, TapHook, XdpMode},
     socket::{SocketConfig, SocketError},
     worker::Drained,
@@ -155,13 +155,14 @@ impl CapturePath {
 }
 
 /// What an engine is made of.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct EngineConfig {
     /// The interfaces.
     pub interfaces: Vec<InterfaceConfig>,
-    /// CPUs that workers run on, in this order; by default those that the process may use, from the
-    /// highest down, because interrupts are usually served from the lowest up.
+    /// CPUs that workers run on, in this order; without any, as [`placement`] has it.
     pub cpus: Vec<usize>,
+    /// CPUs that disk threads share; without any, as [`placement`] has it.
+    pub disk_cpus: Vec<usize>,
     /// The kernel programs; by default the embedded ones.
     pub object: Option<Vec<u8>>,
 }
@@ -193,8 +194,13 @@ impl Engine {
     /// Loads and attaches the kernel programs, opens the sockets and starts the workers.
     pub fn open(config: &EngineConfig) -> Result<Self, EngineError> {
         let (events, inbox) = unbounded();
-        let cpus = if config.cpus.is_empty() { default_cpus() } else { config.cpus.clone() };
-        let mut cpus = cpus.into_iter().cycle();
+        let allowed = placement::allowed();
+        let for_workers = match config.cpus.as_slice() {
+            [] => placement::for_workers(&allowed),
+            named => named.to_vec(),
+        };
+        let mut given = Vec::new();
+        let mut cpus = for_workers.into_iter().cycle().inspect(|cpu| given.push(*cpu));
         let mut ports: Vec<Port> = Vec::new();
         for interface in &config.interfaces {
             if ports.iter().any(|port| port.opened.name == interface.name) {
@@ -204,7 +210,11 @@ impl Engine {
             ports.push(Port::open(ports.len(), interface, object, &mut cpus, &events)?);
         }
         let opened = ports.iter().map(|port| port.opened.clone()).collect();
-        let control = Control::new(ports, events.clone());
+        let disk_cpus = match config.disk_cpus.as_slice() {
+            [] => placement::for_disk(&allowed, &given),
+            named => named.to_vec(),
+        };
+        let control = Control::new(ports, disk_cpus, events.clone());
         let thread = thread::Builder::new()
             .name("tl-engine".into())
             .spawn(move || control.run(&inbox))

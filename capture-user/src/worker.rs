@@ -16,19 +16,17 @@ use std::{
 
 use capture_ebpf::abi::{DIRECTION_IN, DIRECTION_OUT, MAX_JOBS};
 use crossbeam::channel::{Receiver, Sender, TrySendError, unbounded};
-use nix::{
-    sched::{CpuSet, sched_setaffinity},
-    sys::eventfd::EventFd,
-    unistd::Pid,
-};
+use nix::sys::eventfd::EventFd;
 
 use crate::{
     buffer::{Buffer, Pool},
     clock::{Clock, monotonic_ns},
     disk::ToDisk,
     engine::{Event, JobId},
+    latency::Late,
     limits::{Lease, Limits},
     merge::Frontier,
+    placement,
     segment::pcapng::{self, Direction, Packet},
     source::{Received, Source, SourceCounters, Wake},
     stats::{QueueCounters, QueueTotals},
@@ -62,6 +60,8 @@ pub(crate) enum ToWorker {
     /// Pass on what there is of a job: others' packets wait for it, or, if the job is being flushed, also
     /// what lies on the queue.
     Flush { slot: usize, job: JobId, flushing: Option<Arc<Flushing>> },
+    /// Say how late a job's packets have been encoded so far.
+    Late { slot: usize, job: JobId, answer: Sender<Late> },
     /// Finish a job that the kernel does not match any more: drain, pass on, report.
     Finish { slot: usize },
     /// End the thread.
@@ -130,9 +130,11 @@ impl Drop for WorkerLink {
 }
 
 /// A job's final word from one worker.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Drained {
     pub(crate) totals: QueueTotals,
+    /// How late its packets were encoded.
+    pub(crate) late: Late,
     pub(crate) source: SourceCounters,
 }
 
@@ -161,13 +163,19 @@ pub(crate) struct SinkState {
     begun_ns: u64,
     lease: Lease,
     totals: QueueTotals,
+    late: Late,
     limit_said: bool,
 }
 
 impl Sink {
+    /// What was counted so far.
+    pub(crate) fn totals(&self) -> QueueTotals {
+        self.state.totals
+    }
+
     /// Encodes one packet, or counts why not.
     #[inline]
-    fn take(&mut self, packet: &Received<'_>, utc_ns: u64, queue: u32) {
+    pub(crate) fn take(&mut self, packet: &Received<'_>, utc_ns: u64, queue: u32) {
         let state = &mut self.state;
         state.totals.delivered += 1;
         let captured = packet.len().min(self.snaplen);
@@ -213,6 +221,13 @@ impl Sink {
         }
     }
 
+    /// Whether there is a buffer for a packet of this many bytes.
+    pub(crate) fn has_room(&mut self, captured: usize) -> bool {
+        let need = pcapng::packet_len(captured);
+        let fits = |buffer: &Buffer| buffer.len() + need <= self.fill;
+        self.state.buffer.as_ref().is_some_and(fits) || self.renew(0)
+    }
+
     /// Passes the buffer on and takes an empty one; false when there is none.
     #[cold]
     fn renew(&mut self, now_ns: u64) -> bool {
@@ -223,7 +238,7 @@ impl Sink {
     }
 
     /// Passes the buffer on if anything is in it.
-    fn pass_on(&mut self) {
+    pub(crate) fn pass_on(&mut self) {
         let Some(buffer) = self.state.buffer.take_if(|buffer| !buffer.is_empty()) else { return };
         let newest_ns = buffer.last_ns;
         let message = ToDisk::Buffer { stream: self.stream, buffer };
@@ -244,7 +259,7 @@ impl Sink {
     }
 
     /// Ends a batch. Says whether the job has just reached a limit.
-    fn settle(&mut self) -> bool {
+    pub(crate) fn settle(&mut self) -> bool {
         self.counters.publish(&self.state.totals);
         let Some(limits) = &self.limits else { return false };
         let reached = self.state.lease.settle(limits);
@@ -316,7 +331,9 @@ pub(crate) fn spawn<S: Source + 'static>(
 
 impl<S: Source> Worker<S> {
     fn run(mut self) {
-        self.pin();
+        if let Some(cpu) = self.config.cpu {
+            placement::pin(&self.config.name, &[cpu]);
+        }
         let mut idle = 0;
         loop {
             if self.called.swap(false, Ordering::Acquire) && !self.answer_calls() {
@@ -348,9 +365,12 @@ impl<S: Source> Worker<S> {
         let Self { source, sinks, clock, .. } = self;
         let queue = self.config.queue;
         let mut touched = 0_u64;
-        let mut now_ns = 0;
+        let (mut oldest_ns, mut now_ns) = (0, 0);
         let taken = source.receive(|packet| {
             now_ns = packet.header.time_ns;
+            if touched == 0 {
+                oldest_ns = now_ns;
+            }
             let utc_ns = clock.utc(now_ns);
             let mut jobs = packet.header.jobs;
             touched |= jobs;
@@ -362,10 +382,14 @@ impl<S: Source> Worker<S> {
                 }
             }
         });
+        let encoded_ns = if touched == 0 { 0 } else { monotonic_ns() };
         while touched != 0 {
             let slot = touched.trailing_zeros() as usize;
             touched &= touched - 1;
             if let Some(sink) = &mut sinks[slot] {
+                for seen_ns in [oldest_ns, now_ns] {
+                    sink.state.late.note(encoded_ns.saturating_sub(seen_ns));
+                }
                 if sink.settle() {
                     drop(self.engine.send(Event::Limit { job: sink.job }));
                 }
@@ -445,6 +469,11 @@ impl<S: Source> Worker<S> {
                     }
                     self.flush(slot, job);
                 }
+                ToWorker::Late { slot, job, answer } => {
+                    if let Some(sink) = self.sinks[slot].as_ref().filter(|sink| sink.job == job) {
+                        let _: Result<(), _> = answer.send(sink.state.late.clone());
+                    }
+                }
                 ToWorker::Finish { slot } => self.finish(slot),
                 ToWorker::Exit => return false,
             }
@@ -472,19 +501,10 @@ impl<S: Source> Worker<S> {
         sink.frontier.end();
         let drained = Drained {
             totals: sink.state.totals,
+            late: sink.state.late,
             source: self.source.counters().unwrap_or_default(),
         };
         let (port, worker) = (self.config.port, self.config.index);
         drop(self.engine.send(Event::Drained { job: sink.job, port, worker, drained }));
-    }
-
-    /// Keeps the worker on its CPU, so that it and its rings share a cache.
-    fn pin(&self) {
-        let Some(cpu) = self.config.cpu else { return };
-        let mut set = CpuSet::new();
-        let pinned = set.set(cpu).and_then(|()| sched_setaffinity(Pid::from_raw(0), &set));
-        if let Err(error) = pinned {
-            log::warn!("{}: not pinned to CPU {cpu}: {error}", self.config.name);
-        }
     }
 }

@@ -195,8 +195,7 @@ fn each_of_64_jobs_gets_just_its_packets_while_some_come_and_go() {
             path: CapturePath::Exclusive { xdp: XdpMode::Auto, mirror_port: false, socket },
             promiscuous: true,
         }],
-        cpus: Vec::new(),
-        object: None,
+        ..EngineConfig::default()
     };
 
     let began = SystemTime::now();

@@ -50,6 +50,10 @@ const REFUSED: &[Refusal] = &[
         "-i a -i b -i c -i d -i e -i f -i g -i h -i i -i j -i k -i l -i m -i n -i o -i p -i q -w x",
         &["-i", "17 times", "at most 16"],
     ),
+    ("-i lo -w x --no-write", &["--no-write", "--write", "cannot be used with"]),
+    ("-i lo -w x --no-capture", &["--no-capture", "--interface", "cannot be used with"]),
+    ("-w x --no-capture --sport 1", &["--no-capture", "--sport", "cannot be used with"]),
+    ("-w x --no-capture --disk-cpus 4096", &["--disk-cpus", "4096", "from 0 to"]),
     // Filters.
     ("-i lo -w x --src 10.0.0", &["--src", "10.0.0", "IPv4 or IPv6 address"]),
     ("-i lo -w x --src 10.0.0.0/33", &["--src", "10.0.0.0/33", "from 0 to 32"]),
@@ -357,8 +361,15 @@ fn the_summary_in_json_has_the_documented_keys() {
     let summary = ended.success().0;
     assert_eq!(text(&ended.stdout).lines().count(), 1, "one line, for scripts");
 
-    let all = ["ending", "interfaces", "law", "queues", "seconds", "seen", "segments"];
+    let all =
+        ["disk", "ending", "interfaces", "latency", "law", "queues", "seconds", "seen", "segments"];
     assert_eq!(keys(&summary), BTreeSet::from(all));
+    let disk = ["cached_bytes", "direct_bytes", "discarded_bytes"];
+    assert_eq!(keys(&summary["disk"]), BTreeSet::from(disk));
+    let percentiles = ["max_ns", "min_ns", "p50_ns", "p90_ns", "p999_ns", "p99_ns", "samples"];
+    for time in ["encoded", "written"] {
+        assert_eq!(keys(&summary["latency"][time]), BTreeSet::from(percentiles));
+    }
     let law = ["drops", "hits", "written"];
     assert_eq!(keys(&summary["law"]), BTreeSet::from(law));
     let amount = ["bytes", "packets"];

@@ -537,7 +537,7 @@ fn jobs_that_start_and_end_disturb_no_other_and_share_programs_and_rings() {
         path: CapturePath::TAP,
         promiscuous: false,
     };
-    let config = EngineConfig { interfaces: vec![interface], cpus: Vec::new(), object: None };
+    let config = EngineConfig { interfaces: vec![interface], ..EngineConfig::default() };
     let engine = right.enter(|| Engine::open(&config).unwrap());
     let before = rings();
     let file = |number: u64| folder.path().join(number.to_string());

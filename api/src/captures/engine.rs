@@ -48,7 +48,7 @@ impl Engines {
             promiscuous: interface.promiscuous,
         };
         let interfaces = config.interfaces.iter().map(interface).collect();
-        let config = EngineConfig { interfaces, cpus: Vec::new(), object: None };
+        let config = EngineConfig { interfaces, ..EngineConfig::default() };
         let engine = Engine::open(&config)?;
         for opened in engine.interfaces() {
             tracing::info!(interface = opened.name, "capturing: {opened}");

@@ -66,6 +66,10 @@ pub(super) struct PcapStats {
     dropped: Option<Map<String, Value>>,
     /// How fast; null when it has ended.
     rates: Option<Rates>,
+    /// How late packets were when they had been encoded, and when they had been written: percentiles,
+    /// counted from when the kernel program saw them, nanoseconds.
+    #[schema(value_type = Option<Object>)]
+    latency: Option<Value>,
     /// Per queue, while it runs.
     queues: Vec<QueueStats>,
     /// Sealed files, when it has ended.
@@ -89,6 +93,7 @@ impl PcapStats {
             captured: stats.progress.captured.into(),
             dropped: Some(dropped.map(|(cause, count)| (cause.into(), count.into())).collect()),
             rates: Some(stats.rates),
+            latency: serde_json::to_value(stats.progress.latency).ok(),
             queues: stats.queues,
             segments: Vec::new(),
             upload: None,
@@ -115,6 +120,7 @@ impl PcapStats {
                 .unwrap_or(Counted { packets: record.packets_captured, bytes: 0 }),
             dropped: law.and_then(|law| law["drops"].as_object().cloned()),
             rates: None,
+            latency: summary.and_then(|summary| summary.get("latency")).cloned(),
             queues: Vec::new(),
             segments: record.segments.clone(),
             upload: None,
@@ -133,6 +139,7 @@ impl PcapStats {
             captured,
             dropped: None,
             rates: None,
+            latency: None,
             queues: Vec::new(),
             segments: Vec::new(),
             upload: None,

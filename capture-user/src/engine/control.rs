@@ -9,7 +9,7 @@ use std::{
 };
 
 use capture_ebpf::abi::JobCounters;
-use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 
 use super::{
     Ending, Event, Job, JobId, JobSpec, Opened, Progress, QueueProgress, StartError,
@@ -20,6 +20,7 @@ use crate::{
     buffer::{ALIGNMENT, Pool},
     disk::{Disk, DiskReport, Stream, ToDisk},
     filter::Rule,
+    latency::{Late, Latency, SharedLate, read_late},
     limits::Limits,
     nic,
     segment::{InterfaceLabel, Io, Target, Writer},
@@ -32,6 +33,7 @@ pub(super) struct Control {
     ports: Vec<Port>,
     jobs: HashMap<JobId, Running>,
     next: JobId,
+    disk_cpus: Vec<usize>,
     events: Sender<Event>,
 }
 
@@ -39,8 +41,8 @@ pub(super) struct Control {
 const LOOK: Duration = Duration::from_millis(500);
 
 impl Control {
-    pub(super) fn new(ports: Vec<Port>, events: Sender<Event>) -> Self {
-        Self { ports, jobs: HashMap::new(), next: 1, events }
+    pub(super) fn new(ports: Vec<Port>, disk_cpus: Vec<usize>, events: Sender<Event>) -> Self {
+        Self { ports, jobs: HashMap::new(), next: 1, disk_cpus, events }
     }
 
     pub(super) fn run(mut self, inbox: &Receiver<Event>) {
@@ -164,7 +166,8 @@ impl Control {
         let id = self.next;
         self.next += 1;
         let refused = Arc::new(Refused::default());
-        let sinks = self.sinks(id, &slots, &mut spec, &refused)?;
+        let late = SharedLate::default();
+        let sinks = self.sinks(id, &slots, &mut spec, &refused, &late)?;
         let disk = sinks[0].disk.clone();
         match self.enlist(&spec, &slots, sinks) {
             Ok((places, lanes)) => {
@@ -178,6 +181,7 @@ impl Control {
                     disk,
                     flushes: Flushes::default(),
                     refused: Arc::clone(&refused),
+                    late,
                     done,
                     since,
                     until,
@@ -210,6 +214,7 @@ impl Control {
         slots: &[usize],
         spec: &mut JobSpec,
         refused: &Arc<Refused>,
+        late: &SharedLate,
     ) -> Result<Vec<Sink>, StartError> {
         let workers = self.ports.iter().map(|port| port.workers.len()).sum();
         let limits = (spec.packet_limit.is_some() || spec.byte_limit.is_some())
@@ -245,8 +250,9 @@ impl Control {
         let outlet = Outlet::new(spec.sealed.take(), spec.budget.take(), writers.len());
         let engine = self.events.clone();
         let refused = Arc::clone(refused);
-        let io = Io::default();
-        Disk { job, writers, streams, ask, fill, inbox, engine, outlet, refused, io }
+        let io = Io::new(Arc::clone(late));
+        let cpus = self.disk_cpus.clone();
+        Disk { job, writers, streams, ask, fill, inbox, engine, outlet, refused, io, cpus }
             .spawn()
             .map_err(StartError::Thread)?;
         Ok(sinks)
@@ -394,6 +400,7 @@ impl Control {
         if self.ports.iter().any(|port| port.opened.mode == "exclusive") {
             progress.drops.rx_ring_full = lost;
         }
+        progress.latency = self.latency(job, running);
         Some(progress)
     }
 
@@ -411,6 +418,27 @@ impl Control {
             let flushing = Some(Arc::clone(&flushing));
             port.workers[lane.worker].send(ToWorker::Flush { slot, job, flushing });
         }
+    }
+
+    /// Asks the workers; the disk thread's word is where everyone can read it.
+    fn latency(&self, job: JobId, running: &Running) -> Latency {
+        let (answer, replies) = unbounded();
+        let mut encoded = Late::default();
+        for lane in &running.lanes {
+            if let Some(drained) = &lane.drained {
+                encoded.add(&drained.late);
+                continue;
+            }
+            let (port, answer) = (&self.ports[lane.port], answer.clone());
+            let slot = running.places[lane.port].slot;
+            port.workers[lane.worker].send(ToWorker::Late { slot, job, answer });
+        }
+        drop(answer);
+        // Ends when each has answered, or has ended the job meanwhile.
+        for late in replies {
+            encoded.add(&late);
+        }
+        Latency { encoded: encoded.percentiles(), written: read_late(&running.late) }
     }
 
     /// Step 1 of a job's end, and the start of step 2.
@@ -445,10 +473,9 @@ impl Control {
     /// The end of step 2 and the start of step 3.
     fn drained(&mut self, job: JobId, port: usize, worker: usize, drained: Drained) {
         let Some(running) = self.jobs.get_mut(&job) else { return };
-        for lane in &mut running.lanes {
-            if lane.port == port && lane.worker == worker {
-                lane.drained = Some(drained);
-            }
+        let lane = running.lanes.iter_mut().find(|l| l.port == port && l.worker == worker);
+        if let Some(lane) = lane {
+            lane.drained = Some(drained);
         }
         if running.lanes.iter().any(|lane| lane.drained.is_none()) {
             return;
@@ -471,6 +498,13 @@ impl Control {
         }
         drop(running.done.send(summary));
     }
+}
+
+/// Most bytes that a job's buffers may hold.
+pub(super) fn fill(writers: &[Writer], spec: &JobSpec) -> usize {
+    let room = writers.iter().filter_map(Writer::room).min().unwrap_or(u64::MAX);
+    // The last page is for padding.
+    usize::try_from(room).unwrap_or(usize::MAX).min(spec.buffer_size - ALIGNMENT)
 }
 
 /// What a file says of how an interface was captured.

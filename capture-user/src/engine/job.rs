@@ -10,6 +10,7 @@ use thiserror::Error;
 use super::{Event, Summary};
 use crate::{
     filter::{Direction, Filter, FilterError},
+    latency::Latency,
     program::ProgramLoadError,
     segment::{Rotation, SegmentError, Target},
     spool::{Budget, OnSealed, Refused},
@@ -171,6 +172,8 @@ pub struct Progress {
     pub captured: Amount,
     /// Drops so far, as far as they have a name already.
     pub drops: Drops,
+    /// How late packets were so far.
+    pub latency: Latency,
 }
 
 /// A running job. Dropping it does not end the job.

@@ -4,16 +4,13 @@ use std::os::fd::OwnedFd;
 
 use capture_ebpf::abi::MAX_QUEUES;
 use crossbeam::channel::Sender;
-use nix::{
-    sched::{CpuSet, sched_getaffinity},
-    unistd::Pid,
-};
 use serde::Serialize;
 
 use super::{CapturePath, EngineError, Event, InterfaceConfig};
 use crate::{
     filter::Direction,
     nic::{self, Interface, LinkType},
+    placement,
     program::{Program, TapHook, XdpMode},
     ring::Ring,
     socket::{Socket, SocketConfig},
@@ -224,7 +221,7 @@ fn online_cpus() -> Vec<usize> {
             cpus.extend(first..=last);
         }
     }
-    if cpus.is_empty() { default_cpus() } else { cpus }
+    if cpus.is_empty() { placement::allowed() } else { cpus }
 }
 
 fn warn_of_single_buffers(interface: &Interface, opened: &Opened, config: &SocketConfig) {
@@ -238,13 +235,4 @@ fn warn_of_single_buffers(interface: &Interface, opened: &Opened, config: &Socke
             interface.mtu,
         );
     }
-}
-
-/// The CPUs that this process may use, from the highest down.
-pub(super) fn default_cpus() -> Vec<usize> {
-    let allowed = sched_getaffinity(Pid::from_raw(0)).unwrap_or_default();
-    let allowed = |cpu: &usize| allowed.is_set(*cpu).unwrap_or(false);
-    let mut cpus: Vec<usize> = (0..CpuSet::count()).filter(allowed).collect();
-    cpus.reverse();
-    if cpus.is_empty() { vec![0] } else { cpus }
 }

@@ -10,6 +10,7 @@ use super::{Ending, Opened, port::Port};
 use crate::{
     disk::{DiskReport, ToDisk},
     error::with_causes,
+    latency::{Late, Latency, SharedLate, read_late},
     segment::{DiskUse, SegmentInfo, StreamTotals},
     source::SourceCounters,
     spool::Refused,
@@ -64,6 +65,8 @@ pub struct Summary {
     pub segments: Vec<SegmentInfo>,
     /// How bytes got to them.
     pub disk: DiskUse,
+    /// How late packets were.
+    pub latency: Latency,
 }
 
 /// A job's place on one port.
@@ -100,6 +103,7 @@ pub(super) struct Running {
     pub(super) disk: Sender<ToDisk>,
     pub(super) flushes: Flushes,
     pub(super) refused: Arc<Refused>,
+    pub(super) late: SharedLate,
     pub(super) done: Sender<Summary>,
     pub(super) since: Instant,
     pub(super) until: Option<Instant>,
@@ -207,6 +211,10 @@ impl Running {
                 socket: lane.socket(),
             })
             .collect();
+        let mut encoded = Late::default();
+        for drained in self.lanes.iter().filter_map(|lane| lane.drained.as_ref()) {
+            encoded.add(&drained.late);
+        }
         let ending = match (report.error, self.ending.clone()) {
             (Some(error), _) => Ending::Failed(with_causes(&error)),
             (None, Some(ending)) => ending,
@@ -221,16 +229,18 @@ impl Running {
             queues,
             segments: report.segments,
             disk: report.used,
+            latency: Latency { encoded: encoded.percentiles(), written: read_late(&self.late) },
         }
     }
 }
 
 impl Lane {
     fn totals(&self) -> QueueTotals {
-        self.drained.map(|drained| drained.totals).unwrap_or_default()
+        self.drained.as_ref().map(|drained| drained.totals).unwrap_or_default()
     }
 
     fn socket(&self) -> SourceCounters {
-        self.drained.map(|drained| drained.source - self.base).unwrap_or_default()
+        let drained = self.drained.as_ref();
+        drained.map(|drained| drained.source - self.base).unwrap_or_default()
     }
 }

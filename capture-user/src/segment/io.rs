@@ -5,12 +5,20 @@
 //! - What a kernel or a file system refuses is said once, and writes go through the page cache from
 //!   then on.
 
-use std::{fs::File, io, os::fd::AsFd as _, sync::Arc, time::Duration};
+use std::{
+    fs::File,
+    io,
+    os::fd::AsFd as _,
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
 use serde::Serialize;
 
 use crate::{
     buffer::{Buffer, Pool},
+    clock::utc_ns,
+    latency::SharedLate,
     uring::{Landed, Ticket, Uring},
 };
 
@@ -21,6 +29,8 @@ pub struct DiskUse {
     pub direct_bytes: u64,
     /// Bytes written through the page cache.
     pub cached_bytes: u64,
+    /// Bytes thrown away, where nothing was to be written.
+    pub discarded_bytes: u64,
     /// Why writes did not go past the page cache, if they were to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,
@@ -37,13 +47,30 @@ pub(crate) struct Io {
     places: Vec<u32>,
     pools: Vec<Arc<Pool>>,
     pub(super) used: DiskUse,
+    /// How late packets are written.
+    late: SharedLate,
 }
 
 impl Io {
+    /// Records in `late` how late packets are written. Writes past the page cache once it is
+    /// [`prepared`](Self::prepare).
+    pub(crate) fn new(late: SharedLate) -> Self {
+        Self { late, ..Self::default() }
+    }
+
     /// For this many writers, which are given buffers of these pools.
-    pub(crate) fn new(writers: usize, pools: Vec<Arc<Pool>>) -> Self {
-        let places = (0..writers as u32).rev().collect();
-        Self { ring: None, places, pools, used: DiskUse::default() }
+    pub(crate) fn prepare(&mut self, writers: usize, pools: Vec<Arc<Pool>>) {
+        self.places = (0..writers as u32).rev().collect();
+        self.pools = pools;
+    }
+
+    /// A buffer has been written.
+    pub(super) fn note(&self, buffer: &Buffer) {
+        let now = utc_ns();
+        let mut late = self.late.lock().unwrap_or_else(PoisonError::into_inner);
+        for seen in [buffer.first_ns, buffer.last_ns] {
+            late.note(now.saturating_sub(seen));
+        }
     }
 
     /// Goes past the page cache no more, and says so.

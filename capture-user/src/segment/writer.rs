@@ -47,6 +47,8 @@ pub enum Target {
     },
     /// A pipe.
     Stream(Box<dyn Write + Send>),
+    /// Nowhere: what is written is thrown away, to see how fast all but the disk is.
+    Nowhere,
 }
 
 impl std::fmt::Debug for Target {
@@ -57,6 +59,7 @@ impl std::fmt::Debug for Target {
                 f.debug_struct("Directory").field("path", path).field("prefix", prefix).finish()
             }
             Self::Stream(_) => f.write_str("Stream"),
+            Self::Nowhere => f.write_str("Nowhere"),
         }
     }
 }
@@ -124,6 +127,7 @@ pub(crate) struct WriteOutcome {
 enum Sink {
     File(Output),
     Stream,
+    Nowhere,
 }
 
 /// A segment that is being written.
@@ -191,7 +195,7 @@ impl Writer {
                 File::create(&probe).map_err(failed("creating", &probe))?;
                 fs::remove_file(&probe).map_err(failed("removing", &probe))?;
             }
-            Target::File(_) | Target::Stream(_) => writer.begin()?,
+            Target::File(_) | Target::Stream(_) | Target::Nowhere => writer.begin()?,
         }
         Ok(writer)
     }
@@ -212,6 +216,7 @@ impl Writer {
                 }
             }
             Target::Stream(_) => "the output stream".into(),
+            Target::Nowhere => "nowhere".into(),
         }
     }
 
@@ -222,7 +227,7 @@ impl Writer {
                 Some(folder) if !folder.as_os_str().is_empty() => folder,
                 _ => Path::new("."),
             },
-            Target::Stream(_) => Path::new(""),
+            Target::Stream(_) | Target::Nowhere => Path::new(""),
         }
     }
 
@@ -238,7 +243,7 @@ impl Writer {
         let path = match &self.target {
             Target::File(path) => path.with_file_name(&name),
             Target::Directory { path, .. } => path.join(&name),
-            Target::Stream(_) => PathBuf::from(&name),
+            Target::Stream(_) | Target::Nowhere => PathBuf::from(&name),
         };
         let sink = match &mut self.target {
             Target::Stream(stream) => {
@@ -248,6 +253,7 @@ impl Writer {
                     .map_err(failed("writing to", &path))?;
                 Sink::Stream
             }
+            Target::Nowhere => Sink::Nowhere,
             Target::File(_) | Target::Directory { .. } => {
                 let hidden = path.with_file_name(format!(".{name}.part"));
                 let output = Output::create(hidden.clone(), &self.head, self.rotation.bytes);
@@ -296,9 +302,14 @@ impl Writer {
                 let bytes = buffer.filled();
                 let (put, result) = file::put(bytes, |rest, _done| write_some(stream, rest));
                 let result = result.and_then(|()| stream.flush());
-                return self.account(Written { buffer, runs, put, result });
+                return self.account(io, Written { buffer, runs, put, result });
             }
             (Sink::Stream, _) => {}
+            (Sink::Nowhere, _) => {
+                let put = buffer.len();
+                io.used.discarded_bytes += put as u64;
+                return self.account(io, Written { buffer, runs, put, result: Ok(()) });
+            }
         }
         self.settle(io)
     }
@@ -308,7 +319,7 @@ impl Writer {
         while let Some(Open { sink: Sink::File(output), .. }) = &mut self.open
             && let Some(written) = output.next(io)
         {
-            if let Err(error) = self.account(written) {
+            if let Err(error) = self.account(io, written) {
                 self.abandon(io);
                 return Err(error);
             }
@@ -333,7 +344,7 @@ impl Writer {
     }
 
     /// Takes note of what became of a buffer: what is whole stays.
-    fn account(&mut self, written: Written) -> Result<(), SegmentError> {
+    fn account(&mut self, io: &Io, written: Written) -> Result<(), SegmentError> {
         let Some(open) = &mut self.open else { return Ok(()) };
         let Written { buffer, mut runs, put, result } = written;
         let mut rest = &buffer.filled()[..put];
@@ -351,6 +362,9 @@ impl Writer {
             rest = rest.get(run.bytes..).unwrap_or_default();
         }
         self.spare.push(runs);
+        if result.is_ok() {
+            io.note(&buffer);
+        }
         buffer.recycle();
         let path = &open.info.path;
         result.map_err(|source| failed("writing", path)(source))
@@ -436,7 +450,7 @@ impl Writer {
                     .and_then(|()| stream.flush())
                     .map_err(failed("writing to", &path))
             }
-            (Sink::Stream, _) => Ok(()),
+            (Sink::Stream | Sink::Nowhere, _) => Ok(()),
         }
     }
 
@@ -476,7 +490,7 @@ impl Open {
     fn end(&self) -> u64 {
         match &self.sink {
             Sink::File(output) => output.end(),
-            Sink::Stream => self.info.size,
+            Sink::Stream | Sink::Nowhere => self.info.size,
         }
     }
 

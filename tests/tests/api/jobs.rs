@@ -34,6 +34,8 @@ fn hits_by_the_law(client: &mut Client, id: &str) -> u64 {
     let dropped: u64 = dropped.map(|count| count.as_u64().unwrap()).sum();
     let of = |name: &str| stats[name]["packets"].as_u64().unwrap();
     assert_eq!(of("hits"), of("captured") + dropped, "the law: {stats}");
+    let written = stats["latency"]["written"]["samples"].as_u64().unwrap();
+    assert_eq!(written > 0, of("captured") > 0, "{stats}");
     of("hits")
 }
 
@@ -78,6 +80,7 @@ fn a_capture_holds_just_the_packets_that_match_until_it_is_stopped() {
     wait_until("live counts", 5 * SECOND, || captured(&mut client, &id) == 100);
     let stats = client.call("GET", &format!("/{id}/stats"), None).result();
     assert_eq!(stats["hits"]["packets"], 100);
+    assert!(stats["latency"]["encoded"]["samples"].as_u64().unwrap() > 0, "{stats}");
 
     client.stop(&id);
     let ended = client.wait(&id);

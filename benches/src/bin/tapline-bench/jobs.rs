@@ -29,8 +29,7 @@ pub(crate) fn run(count: usize, interface: &str, folder: &Path) -> Value {
             },
             promiscuous: true,
         }],
-        cpus: Vec::new(),
-        object: None,
+        ..EngineConfig::default()
     })
     .unwrap();
     fs::create_dir(folder).unwrap();

@@ -29,7 +29,8 @@ impl Bench {
         let writer = Writer::create(target, "", rotation, "", vec![label]).unwrap();
         let pool = Pool::new(8, 1 << 18);
         pool.fill();
-        let io = Io::new(1, vec![Arc::clone(&pool)]);
+        let mut io = Io::default();
+        io.prepare(1, vec![Arc::clone(&pool)]);
         Self { folder, pool, writer, io, sent: 0, written: 0 }
     }
 
