@@ -10,7 +10,7 @@ use std::{
 use capture_ebpf::{
     abi::{MAX_JOBS, MAX_SNAPLEN},
     classify::{Ports, RANGES, Ranges, Tables, dimension},
-    parse::Ipv6,
+    parse::{Headers, Ipv6, Network},
 };
 use serde::Serialize;
 use thiserror::Error;
@@ -85,15 +85,20 @@ impl Prefix {
         self.length == if self.address.is_ipv4() { 32 } else { 128 }
     }
 
+    /// Whether an address lies in it.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        Self::new(address, self.length).is_some_and(|other| other == *self)
+    }
+
     /// First and last IPv4 address.
-    fn span4(&self) -> Option<(u32, u32)> {
+    pub(crate) fn span4(&self) -> Option<(u32, u32)> {
         let IpAddr::V4(first) = self.address else { return None };
         let host = u32::MAX.checked_shr(self.length.into()).unwrap_or(0);
         Some((first.to_bits(), first.to_bits() | host))
     }
 
     /// First and last IPv6 address.
-    fn span6(&self) -> Option<(u128, u128)> {
+    pub(crate) fn span6(&self) -> Option<(u128, u128)> {
         let IpAddr::V6(first) = self.address else { return None };
         let host = u128::MAX.checked_shr(self.length.into()).unwrap_or(0);
         Some((first.to_bits(), first.to_bits() | host))
@@ -216,6 +221,32 @@ impl Filter {
             return Err(FilterError::NoPorts(protocol));
         }
         Ok(())
+    }
+
+    /// Whether a packet with these headers agrees with all fields. What is unknown of it agrees with no
+    /// field that is set.
+    pub fn accepts(&self, headers: &Headers) -> bool {
+        let (src, dst) = match headers.network {
+            Network::Unknown => (None, None),
+            Network::V4 { src, dst } => {
+                let address = |bits| IpAddr::V4(Ipv4Addr::from_bits(bits));
+                (Some(address(src)), Some(address(dst)))
+            }
+            Network::V6 { src, dst } => {
+                let bits = |address: Ipv6| u128::from(address.high) << 64 | u128::from(address.low);
+                let address = |one| IpAddr::V6(Ipv6Addr::from_bits(bits(one)));
+                (Some(address(src)), Some(address(dst)))
+            }
+        };
+        let within = |prefix: Option<Prefix>, address: Option<IpAddr>| {
+            prefix.is_none_or(|prefix| address.is_some_and(|address| prefix.contains(address)))
+        };
+        let (sport, dport) = headers.ports.unzip();
+        within(self.src, src)
+            && within(self.dst, dst)
+            && self.sport.is_none_or(|port| sport == Some(port))
+            && self.dport.is_none_or(|port| dport == Some(port))
+            && self.protocol.is_none_or(|Protocol(number)| headers.protocol == Some(number))
     }
 }
 

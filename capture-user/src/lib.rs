@@ -17,6 +17,7 @@
 //! | a buffer of the job's | the disk thread has written it, in the order of time if a file has several workers' packets (`merge.rs`); the buffer goes back to the worker |
 //! | a hidden segment | it is sealed, and its name becomes visible |
 //! | a [`spool`] | whoever was told of the segment has taken it away |
+//! | the [`recorder`]'s folder | it is too old, or there is no room for it any more |
 //!
 //! The threads are described in [`engine`], which puts the parts together; what is counted, and the law
 //! that it adds up, in [`stats`].
@@ -36,6 +37,7 @@ mod merge;
 pub mod nic;
 pub mod placement;
 pub mod program;
+pub mod recorder;
 pub mod ring;
 pub mod segment;
 pub mod socket;

@@ -10,6 +10,7 @@
 
 mod blocks;
 mod file;
+pub(crate) mod hidden;
 mod io;
 pub mod pcapng;
 pub mod read;

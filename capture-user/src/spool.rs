@@ -68,8 +68,14 @@ impl Budget {
         }
     }
 
+    /// Whether who removes segments has to, so that this many bytes more can be taken.
+    pub(crate) fn wants_room(&self, more: u64) -> bool {
+        let full = self.full.load(Relaxed) && self.used() > self.limit - self.limit / 8;
+        full || self.used().saturating_add(more) > self.limit
+    }
+
     /// Takes bytes if there is room for them.
-    fn take(&self, bytes: u64) -> bool {
+    pub(crate) fn take(&self, bytes: u64) -> bool {
         if self.full.load(Relaxed) && self.used() > self.limit - self.limit / 8 {
             return false;
         }

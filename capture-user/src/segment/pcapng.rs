@@ -425,7 +425,7 @@ pub fn whole_prefix(buf: &[u8]) -> Prefix {
 }
 
 /// The block that `buf` starts with, if it is whole.
-pub(super) fn first_block(buf: &[u8]) -> Option<&[u8]> {
+pub(crate) fn first_block(buf: &[u8]) -> Option<&[u8]> {
     let length = u32_at(buf, 4)? as usize;
     if length < MIN_BLOCK || !length.is_multiple_of(4) {
         return None;

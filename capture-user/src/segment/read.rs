@@ -69,7 +69,7 @@ pub struct Packet<'a> {
     pub data: &'a [u8],
     /// How many packets it stands for: it was sampled 1 in this many. 1 where nothing says otherwise.
     pub weight: f64,
-    block: &'a [u8],
+    pub(crate) block: &'a [u8],
 }
 
 /// What a segment lacks.
@@ -200,6 +200,8 @@ pub struct Reader {
     file: File,
     path: PathBuf,
     piece: Vec<u8>,
+    /// Start of the piece, in the file.
+    base: u64,
     /// Start of what has not been read, in the piece.
     at: usize,
     /// Whether the file has been read to its end.
@@ -224,11 +226,16 @@ fn is_expected(block: &[u8]) -> bool {
 impl Reader {
     /// Opens a segment, visible or hidden, and reads its interfaces.
     pub fn open(path: &Path) -> Result<Self, SegmentError> {
-        let file = File::open(path).map_err(failed("opening", path))?;
+        Self::of(File::open(path).map_err(failed("opening", path))?, path)
+    }
+
+    /// The same for one that is open already.
+    pub(crate) fn of(file: File, path: &Path) -> Result<Self, SegmentError> {
         let mut reader = Self {
             file,
             path: path.to_path_buf(),
             piece: Vec::with_capacity(PIECE),
+            base: 0,
             at: 0,
             ended: false,
             block: 0,
@@ -265,18 +272,23 @@ impl Reader {
         Ok(self.current())
     }
 
+    /// Where the block of the packet begins that was read last; at the end, the size of the file.
+    pub(crate) fn offset(&self) -> u64 {
+        self.base + (self.at - self.block) as u64
+    }
+
     /// What could not be read so far.
     pub fn damage(&self) -> Damage {
         self.damage
     }
 
     /// The packet that [`advance`](Self::advance) found.
-    fn current(&self) -> Option<Packet<'_>> {
+    pub(crate) fn current(&self) -> Option<Packet<'_>> {
         Packet::parse(self.piece.get(self.at - self.block..self.at)?, &self.interfaces)
     }
 
     /// Goes to the next packet; false at the end.
-    fn advance(&mut self) -> Result<bool, SegmentError> {
+    pub(crate) fn advance(&mut self) -> Result<bool, SegmentError> {
         self.block = 0;
         loop {
             match self.look() {
@@ -331,6 +343,7 @@ impl Reader {
 
     fn fill(&mut self) -> Result<(), SegmentError> {
         self.piece.drain(..self.at);
+        self.base += self.at as u64;
         self.at = 0;
         let room = (PIECE - self.piece.len()) as u64;
         let more = (&mut self.file)
