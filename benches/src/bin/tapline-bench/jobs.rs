@@ -1,17 +1,25 @@
 //! The engine with one job or many, in a process of its own: `tapline` runs one.
 
-use std::{fs, path::Path};
+use std::{
+    fs::{self, File},
+    os::unix::fs::FileExt as _,
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    thread,
+    time::Duration,
+};
 
 use capture_user::{
-    engine::{CapturePath, Engine, EngineConfig, InterfaceConfig, JobSpec},
+    engine::{CapturePath, Engine, EngineConfig, InterfaceConfig, Job, JobSpec},
     filter::{Filter, Protocol},
     program::XdpMode,
     segment::Target,
-    socket::SocketConfig,
 };
 use nix::sys::signal::{SigSet, Signal};
 use serde_json::{Map, Value, json};
 use tapline_tests::generator::Template;
+
+use crate::floor;
 
 /// Captures until interrupted, into a folder. A single job asks for the packets' destination port, one
 /// of several for a source port of its own: either way the kernel looks at two fields. Gives the sum
@@ -25,7 +33,7 @@ pub(crate) fn run(count: usize, interface: &str, folder: &Path) -> Value {
             path: CapturePath::Exclusive {
                 xdp: XdpMode::Auto,
                 mirror_port: false,
-                socket: SocketConfig::default(),
+                socket: floor::socket_config(),
             },
             promiscuous: true,
         }],
@@ -46,7 +54,22 @@ pub(crate) fn run(count: usize, interface: &str, folder: &Path) -> Value {
         })
         .collect();
     eprintln!("capturing on {interface}: {count} jobs");
-    signals.wait().unwrap();
+    // What is in their files lags behind by as many buffers as there are jobs: too far for a closed loop.
+    let progress = folder.with_extension("progress");
+    let end = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let file = File::create(&progress).unwrap();
+            while !end.load(Relaxed) {
+                let captured: u64 = jobs.iter().map(Job::packets_captured).sum();
+                file.write_all_at(&captured.to_le_bytes(), 0).unwrap();
+                thread::sleep(Duration::from_micros(500));
+            }
+        });
+        signals.wait().unwrap();
+        end.store(true, Relaxed);
+    });
+    fs::remove_file(progress).unwrap();
 
     for job in &jobs {
         job.stopper().stop();

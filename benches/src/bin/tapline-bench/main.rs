@@ -122,7 +122,7 @@ struct Args {
 #[command(hide = true)]
 enum Inner {
     /// A floor, started by a bench
-    Floor { floor: Floor, interface: String },
+    Floor { floor: Floor, interface: String, progress: PathBuf },
     /// The engine with this many jobs, started by a bench
     Jobs { count: usize, interface: String, folder: PathBuf },
 }
@@ -152,7 +152,9 @@ fn seconds(text: &str) -> Result<Duration, String> {
 fn main() -> ExitCode {
     let mut args = Args::parse();
     match &args.inner {
-        Some(Inner::Floor { floor, interface }) => println!("{}", floor::run(*floor, interface)),
+        Some(Inner::Floor { floor, interface, progress }) => {
+            println!("{}", floor::run(*floor, interface, progress));
+        }
         Some(Inner::Jobs { count, interface, folder }) => {
             println!("{}", jobs::run(*count, interface, folder));
         }

@@ -30,6 +30,7 @@ use tapline_tests::{
 };
 
 use crate::{
+    floor,
     machine::{self, Busy},
     tool::{JOB_FLOWS, Running, Said, Tool, files},
 };
@@ -315,6 +316,13 @@ pub(crate) fn run(
     let record = load.size.record_len(tool);
     #[expect(clippy::cast_sign_loss, reason = "a number of packets")]
     let taken = || {
+        match tool {
+            Tool::Receive => return Some(floor::received(&running.file)),
+            Tool::Job1 | Tool::Jobs64 => {
+                return Some(floor::received(&running.file.with_extension("progress")));
+            }
+            _ => {}
+        }
         let pid = running.pid().filter(|_| tool.writes() && !load.one_percent)?;
         Some((as_f64(machine::written(pid)) / record) as u64)
     };

@@ -22,7 +22,10 @@ use tapline_tests::{
     veth::End,
 };
 
-use crate::machine;
+use crate::{
+    floor::{FRAMES, RING},
+    machine,
+};
 
 /// Longer than any of them takes to start or to end.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -146,21 +149,19 @@ impl Tool {
     pub(crate) fn line(self, interface: &str, file: &Path, port: Option<u16>) -> Vec<OsString> {
         let file = file.to_str().unwrap();
         let filter = port.map(|port| format!("udp src port {port}"));
+        // Each has 64 MiB between the kernel and itself.
+        let exclusive = format!(
+            "capture -i {interface} -w {file} --json --mode exclusive --ring-size {RING} \
+             --umem-frames {FRAMES}"
+        );
         let (program, args): (PathBuf, String) = match self {
             Self::Nobody => return Vec::new(),
-            Self::Drop => (own(), format!("floor drop {interface}")),
-            Self::Receive => (own(), format!("floor receive {interface}")),
+            Self::Drop => (own(), format!("floor drop {interface} {file}")),
+            Self::Receive => (own(), format!("floor receive {interface} {file}")),
             Self::Job1 => (own(), format!("jobs 1 {interface} {file}")),
             Self::Jobs64 => (own(), format!("jobs 64 {interface} {file}")),
-            Self::Exclusive => {
-                let args = format!("capture -i {interface} -w {file} --json --mode exclusive");
-                (tapline_path().into(), args)
-            }
-            Self::ExclusiveNoWrite => {
-                let args =
-                    format!("capture -i {interface} -w {file} --json --mode exclusive --no-write");
-                (tapline_path().into(), args)
-            }
+            Self::Exclusive => (tapline_path().into(), exclusive),
+            Self::ExclusiveNoWrite => (tapline_path().into(), exclusive + " --no-write"),
             Self::Tap => {
                 (tapline_path().into(), format!("capture -i {interface} -w {file} --json"))
             }
@@ -170,7 +171,6 @@ impl Tool {
                 );
                 (tapline_path().into(), args)
             }
-            // Each has 64 MiB between the kernel and itself.
             Self::Tcpdump => {
                 let args = format!("-n -i {interface} -B 65536 -w {file}");
                 ("tcpdump".into(), args)
