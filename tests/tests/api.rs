@@ -3,6 +3,9 @@
 mod buckets;
 mod clients;
 mod crash;
+mod delivered;
+mod delivery;
+mod google;
 mod hostile;
 mod jobs;
 mod latency;

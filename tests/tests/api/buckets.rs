@@ -12,6 +12,12 @@ use tempfile::TempDir;
 /// Where a store listens.
 pub(super) const STORE: u16 = 9000;
 
+/// Where a proxy listens.
+pub(super) const PROXY: u16 = 9001;
+
+/// An account at R2.
+pub(super) const R2_ACCOUNT: &str = "0123456789abcdef0123456789abcdef";
+
 /// The bucket of most tests.
 pub(super) const BUCKET: &str = "captures";
 

@@ -28,7 +28,12 @@ const KEYS: &str = "[limits]\nauth_failures_per_minute = 3\n[[keys]]\nemail = \"
     accounts = [\"023e105f4ecef8ad9ca31a8372d0c353\"]\npermission = \"write\"";
 
 /// A command that talks to the daemon as an official client does.
-fn as_client(daemon: &Daemon<'_>, interface: &str, program: &Path, args: &[&str]) -> Command {
+pub(super) fn as_client(
+    daemon: &Daemon<'_>,
+    interface: &str,
+    program: &Path,
+    args: &[&str],
+) -> Command {
     let mut command = daemon.command(program, args);
     command
         .env("CLOUDFLARE_BASE_URL", BASE_URL)

@@ -12,10 +12,7 @@ use tapline_tests::{
     veth::Veth,
 };
 
-use super::buckets::{BUCKET, Keys, STORE, add, own, s3, text, validate};
-
-/// An account at R2.
-const R2_ACCOUNT: &str = "0123456789abcdef0123456789abcdef";
+use super::buckets::{BUCKET, Keys, R2_ACCOUNT, STORE, add, own, s3, text, validate};
 
 fn list(client: &mut Client) -> Vec<Value> {
     client.call("GET", "/ownership", None).result().as_array().unwrap().clone()
