@@ -2,4 +2,7 @@
 
 pub mod capture;
 pub mod doctor;
+pub mod filter;
 pub mod interfaces;
+mod parse;
+pub mod query;

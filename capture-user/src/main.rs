@@ -6,7 +6,7 @@ use std::{
 };
 
 use capture_user::{
-    commands::{capture, doctor, interfaces},
+    commands::{capture, doctor, interfaces, query},
     error::with_causes,
 };
 use clap::{CommandFactory as _, Parser, Subcommand};
@@ -22,6 +22,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Capture(Box<capture::CaptureArgs>),
+    Query(query::QueryArgs),
     Interfaces(interfaces::InterfacesArgs),
     Doctor(doctor::DoctorArgs),
     /// Print a shell's completion script
@@ -68,6 +69,9 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
     match command {
         Command::Capture(args) => {
             capture::run(&args).map_err(|error| Failure::new(&error, error.is_usage()))?;
+        }
+        Command::Query(args) => {
+            query::run(&args).map_err(|error| Failure::new(&error, error.is_usage()))?;
         }
         Command::Interfaces(args) => {
             interfaces::run(&args, &mut page).map_err(|error| Failure::new(&error, false))?;

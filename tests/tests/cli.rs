@@ -144,7 +144,7 @@ fn every_refusal_names_the_flag_the_value_and_the_limit() {
 #[test]
 fn an_unknown_command_is_refused_with_those_that_there_are() {
     assert!(refusal(&["record"]).contains("'record'"));
-    let commands = ["capture", "interfaces", "doctor", "completions", "man"];
+    let commands = ["capture", "query", "interfaces", "doctor", "completions", "man"];
     let help = refusal(&[]);
     let man = refusal(&["man", "record"]);
     assert!(man.contains("no command `record`"), "{man}");
@@ -157,7 +157,9 @@ fn an_unknown_command_is_refused_with_those_that_there_are() {
 #[test]
 fn version_and_help_are_printed() {
     assert_eq!(stdout(&["--version"]), concat!("tapline ", env!("CARGO_PKG_VERSION"), "\n"));
-    for args in [&["--help"] as &[&str], &["capture", "--help"], &["help", "doctor"]] {
+    for args in
+        [&["--help"] as &[&str], &["capture", "--help"], &["query", "--help"], &["help", "doctor"]]
+    {
         let help = stdout(args);
         assert!(help.contains("Usage: tapline"), "{help}");
         // The command line in a terminal of the common width.

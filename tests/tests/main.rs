@@ -9,6 +9,7 @@ mod harm;
 mod harness;
 mod limits;
 mod property;
+mod recorder;
 mod stages;
 mod tap;
 mod tap_verdict;

@@ -212,7 +212,7 @@ fn upper(rng: &mut Rng, frame: Frame, headers: &mut Headers, first: bool) -> Fra
 
 /// How far libpcap can follow a frame's IPv6 extension headers as our documentation says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Chain {
+pub(crate) enum Chain {
     /// There are none.
     Absent,
     /// All the way, to the protocol.
@@ -223,7 +223,7 @@ enum Chain {
 
 /// A walk of its own along the headers. If it is wrong, libpcap is asked something else than we are,
 /// and disagrees.
-fn chain(frame: &[u8]) -> Chain {
+pub(crate) fn chain(frame: &[u8]) -> Chain {
     let tpids = [VLAN, QINQ, OLD_QINQ];
     let word = |at: usize| frame.get(at..at + 2).map(|two| u16::from_be_bytes([two[0], two[1]]));
     let mut at = 12;
@@ -259,7 +259,7 @@ fn chain(frame: &[u8]) -> Chain {
 
 /// One filter in libpcap's language: a program for each number of VLAN tags, since `vlan` moves the
 /// offsets of whatever comes after it.
-struct Oracle {
+pub(crate) struct Oracle {
     v4: Vec<BpfProgram>,
     v6: Vec<BpfProgram>,
     /// The same for frames with extension headers; `None` where the language has no words for it.
@@ -269,7 +269,7 @@ struct Oracle {
 }
 
 impl Oracle {
-    fn new(pcap: &Capture<Dead>, filter: &Filter) -> Self {
+    pub(crate) fn new(pcap: &Capture<Dead>, filter: &Filter) -> Self {
         let compile = |expressions: Vec<String>| -> Vec<BpfProgram> {
             let programs = expressions.iter().map(|expression| {
                 // Not optimized: the optimizer is no part of the language.
@@ -288,7 +288,7 @@ impl Oracle {
     }
 
     /// Whether libpcap accepts the frame; `None` when it cannot be asked.
-    fn accepts(&self, frame: &[u8], chain: Chain) -> Option<bool> {
+    pub(crate) fn accepts(&self, frame: &[u8], chain: Chain) -> Option<bool> {
         let v6 = match chain {
             Chain::Absent => &self.v6,
             Chain::Followed => self.v6_chain.as_ref()?,

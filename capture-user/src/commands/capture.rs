@@ -1,7 +1,6 @@
 //! `tapline capture`.
 
 mod args;
-mod parse;
 mod report;
 
 use std::{
@@ -25,7 +24,7 @@ use crate::{
         CapturePath, Ending, Engine, EngineConfig, EngineError, InterfaceConfig, JobSpec,
         MIN_BUFFER, Opened, StartError, run_synthetic,
     },
-    filter::{Direction, Filter, FilterError},
+    filter::{Direction, Filter},
     nic, placement,
     segment::{Rotation, Target},
     socket::{BusyPoll, SocketConfig, SocketError},
@@ -73,19 +72,9 @@ impl CaptureError {
     }
 }
 
-impl From<FilterError> for CaptureError {
-    fn from(error: FilterError) -> Self {
-        Self::Usage(match &error {
-            FilterError::Families { .. } => format!("--src and --dst: {error}"),
-            FilterError::NoPorts(_) => format!("--sport, --dport and --proto: {error}"),
-            _ => error.to_string(),
-        })
-    }
-}
-
 /// Runs a capture to its end.
 pub fn run(args: &CaptureArgs) -> Result<(), CaptureError> {
-    let filter = filter(args)?;
+    let filter = args.filter.filter().map_err(CaptureError::Usage)?;
     let config = engine_config(args)?;
     check_sizes(args)?;
     // A named pipe opens when its reader does; until then Ctrl-C ends the program.
@@ -189,18 +178,6 @@ fn is_ignored(signal: Signal) -> bool {
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let ignored = ignored.and_then(|ignored| u64::from_str_radix(ignored.trim(), 16).ok());
     ignored.is_some_and(|ignored| ignored >> (signal as i32 - 1) & 1 != 0)
-}
-
-fn filter(args: &CaptureArgs) -> Result<Filter, CaptureError> {
-    let filter = Filter {
-        src: args.src,
-        dst: args.dst,
-        sport: args.sport,
-        dport: args.dport,
-        protocol: args.proto,
-    };
-    filter.check()?;
-    Ok(filter)
 }
 
 fn engine_config(args: &CaptureArgs) -> Result<EngineConfig, CaptureError> {

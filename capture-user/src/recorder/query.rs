@@ -148,6 +148,11 @@ impl Store {
         Ok(Self { folder: folder.to_path_buf() })
     }
 
+    /// Whether a folder is one.
+    pub fn is_one(folder: &Path) -> bool {
+        store::list(folder).is_ok_and(|listing| !listing.segments.is_empty())
+    }
+
     /// Writes what matches into a file, which is hidden until it is whole.
     pub fn query(&self, query: &Query, target: &Path) -> Result<Answer, QueryError> {
         let mut work = self.prepare(query)?;

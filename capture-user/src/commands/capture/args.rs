@@ -9,9 +9,12 @@ use std::{
 use capture_ebpf::abi::MAX_SNAPLEN;
 use nix::sched::CpuSet;
 
-use super::parse::{bytes, duration, whole};
+use super::super::{
+    filter::FilterArgs,
+    parse::{bytes, duration, whole},
+};
 use crate::{
-    filter::{Direction, Prefix, Protocol},
+    filter::Direction,
     program::{TapHook, XdpMode},
     socket::ZeroCopy,
 };
@@ -48,31 +51,9 @@ pub struct CaptureArgs {
     )]
     pub write: Option<PathBuf>,
 
-    /// Source address or network: 192.0.2.1, 10.0.0.0/8, 2001:db8::/32
-    #[arg(long, value_name = "ADDR[/LEN]", help_heading = "Filter")]
-    pub src: Option<Prefix>,
-
-    /// Destination address or network
-    #[arg(long, value_name = "ADDR[/LEN]", help_heading = "Filter")]
-    pub dst: Option<Prefix>,
-
-    /// Source port, 0 to 65535
-    #[arg(
-        long, value_name = "PORT", value_parser = whole::<u16>(0, u16::MAX),
-        help_heading = "Filter",
-    )]
-    pub sport: Option<u16>,
-
-    /// Destination port, 0 to 65535
-    #[arg(
-        long, value_name = "PORT", value_parser = whole::<u16>(0, u16::MAX),
-        help_heading = "Filter",
-    )]
-    pub dport: Option<u16>,
-
-    /// Upper-layer protocol: tcp, udp, sctp, icmp, icmp6 and others, or a number from 0 to 255
-    #[arg(long, value_name = "NAME|N", help_heading = "Filter")]
-    pub proto: Option<Protocol>,
+    /// Which packets
+    #[command(flatten)]
+    pub filter: FilterArgs,
 
     /// Keep one in N of the packets that match, at random, 1 to 4294967295
     #[arg(
