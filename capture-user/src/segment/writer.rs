@@ -15,10 +15,12 @@ use super::{
     file::{self, Output, Written},
     io::Io,
     pcapng::whole_prefix,
+    recover::survey,
 };
 use crate::{
     buffer::{ALIGNMENT, Buffer},
     clock::utc_ns,
+    error::with_causes,
 };
 
 /// A segment could not be opened, written or sealed.
@@ -376,6 +378,11 @@ impl Writer {
         self.outcomes.extend(output.abandon(io).into_iter().map(lost));
         if let Err(error) = output.cut(info.size) {
             log::error!("cutting {} to whole blocks: {error}", info.path.display());
+        }
+        // Its times are those of whole buffers, and the last one is not.
+        match survey(output.hidden()) {
+            Ok(whole) => (info.first_ns, info.last_ns) = (whole.first_ns, whole.last_ns),
+            Err(error) => log::error!("{}", with_causes(&error)),
         }
     }
 
