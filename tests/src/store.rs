@@ -208,6 +208,14 @@ impl<'a> Moto<'a> {
         self.call("PUT", bucket);
     }
 
+    /// Deletes a bucket with all that is in it.
+    pub fn delete(&self, bucket: &str) {
+        for name in self.objects(bucket).keys() {
+            self.call("DELETE", &format!("{bucket}/{name}"));
+        }
+        self.call("DELETE", bucket);
+    }
+
     /// All that is in a bucket.
     pub fn objects(&self, bucket: &str) -> Objects {
         let listed = self.call("GET", &format!("{bucket}?list-type=2"));

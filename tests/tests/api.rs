@@ -5,6 +5,7 @@ mod clients;
 mod crash;
 mod delivered;
 mod delivery;
+mod delivery_faults;
 mod google;
 mod hostile;
 mod jobs;

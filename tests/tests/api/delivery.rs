@@ -74,7 +74,7 @@ fn drive(daemon: &Daemon<'_>, veth: &Veth<'_>, place: &Place<'_>, script: Comman
                 writeln!(stdin, "{}", text(&(place.objects)(), &name)).unwrap();
             }
             Some(("created", _)) => {
-                arrived = send(veth, &generator, PACKETS);
+                arrived = arrive(veth, &generator, PACKETS);
                 writeln!(stdin, "sent {arrived}").unwrap();
             }
             _ => last = line,
@@ -230,7 +230,7 @@ fn a_capture_to_google_is_signed_for_and_arrives_whole_also_in_parts() {
 }
 
 /// Sends frames, and waits until those that the pair has room for are at its other end; how many.
-fn send(veth: &Veth<'_>, generator: &Generator<'_>, count: u64) -> u64 {
+pub(super) fn arrive(veth: &Veth<'_>, generator: &Generator<'_>, count: u64) -> u64 {
     let before = veth.right.counter("rx_packets");
     let out = before + veth.left.counter("tx_dropped");
     generator.send(count);
@@ -240,7 +240,7 @@ fn send(veth: &Veth<'_>, generator: &Generator<'_>, count: u64) -> u64 {
 /// Sends about 20 MB, and waits until they have been captured.
 fn send_long(veth: &Veth<'_>, mut captured: impl FnMut() -> u64) {
     let template = Template { length: 1400, ..Template::default() };
-    let arrived = send(veth, &Generator::new(&veth.left, template), 15_000);
+    let arrived = arrive(veth, &Generator::new(&veth.left, template), 15_000);
     wait_until("the packets", Duration::from_secs(20), || captured() == arrived);
 }
 
