@@ -73,8 +73,8 @@ pub struct Header {
     pub queue: u16,
     /// [`DIRECTION_IN`] or [`DIRECTION_OUT`].
     pub direction: u8,
-    /// Zero.
-    pub reserved: u8,
+    /// The lowest 8 bits of the generation of the tables that it was matched and sampled by.
+    pub generation: u8,
     /// The VLAN tag that the kernel keeps beside an skb, as it stands in a frame: TPID in the upper 16
     /// bits, TCI in the lower; 0 is none.
     pub vlan: u32,

@@ -35,6 +35,7 @@ pub mod latency;
 pub mod limits;
 mod merge;
 pub mod nic;
+pub mod pace;
 pub mod placement;
 pub mod program;
 pub mod recorder;

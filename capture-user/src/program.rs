@@ -7,7 +7,12 @@
 //! - the other tables exist twice, and the one that is not read is rewritten, then switched to;
 //! - before one is written again, its last readers are waited for.
 
-use std::{io, os::fd::RawFd, sync::Once};
+use std::{
+    io,
+    num::NonZeroU32,
+    os::fd::RawFd,
+    sync::{Arc, Once},
+};
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
@@ -30,6 +35,7 @@ use crate::{
     capabilities::{Capabilities, SETCAP},
     filter::{Direction, Rule, Rules, tables},
     nic::{self, Interface},
+    pace::Generations,
 };
 
 /// A kernel program could not be loaded, attached or told about a job.
@@ -200,6 +206,8 @@ pub struct Program {
     rules: Rules,
     active: u64,
     generation: u64,
+    /// Of the jobs whose sampling changes while they run, by slot.
+    histories: [Option<Arc<Generations>>; MAX_JOBS],
     /// Whether a packet may still be looked up in the tables of the generation before.
     unsettled: bool,
     links: Vec<Attached>,
@@ -278,6 +286,7 @@ impl Program {
             rules: [None; MAX_JOBS],
             active: 0,
             generation: 0,
+            histories: [const { None }; MAX_JOBS],
             unsettled: false,
             links: Vec::new(),
         })
@@ -516,6 +525,27 @@ impl Program {
         self.write_tables()
     }
 
+    /// Keeps book of how the job is sampled, from now on.
+    pub(crate) fn follow(&mut self, slot: usize) -> Option<Arc<Generations>> {
+        let rule = self.rules[slot].as_ref()?;
+        let history = Arc::new(Generations::new(rule.sample));
+        self.histories[slot] = Some(Arc::clone(&history));
+        Some(history)
+    }
+
+    /// Samples a job otherwise, while it runs.
+    pub(crate) fn resample(
+        &mut self,
+        slot: usize,
+        sample: NonZeroU32,
+    ) -> Result<(), ProgramLoadError> {
+        if let Some(rule) = &mut self.rules[slot] {
+            rule.sample = sample;
+            self.write_tables()?;
+        }
+        Ok(())
+    }
+
     /// Lets the kernel match the job.
     pub fn activate(&mut self, slot: usize) -> Result<(), ProgramLoadError> {
         self.active |= 1 << slot;
@@ -542,6 +572,7 @@ impl Program {
     /// Takes back the rule of a job that is not active, and frees its slot.
     pub fn remove(&mut self, slot: usize) -> Result<(), ProgramLoadError> {
         debug_assert!(self.active >> slot & 1 == 0, "slot {slot} is active");
+        self.histories[slot] = None;
         if let Some(rule) = self.rules[slot].take() {
             self.write_ports(slot, &rule, false)?;
             self.write_tables()?;
@@ -577,6 +608,11 @@ impl Program {
         let mut tables = tables(&self.rules);
         tables.raw_ip = self.raw_ip.into();
         self.tables.set((next & 1) as u32, *tables, 0).map_err(map_error(maps::TABLES))?;
+        for (history, rule) in self.histories.iter().zip(&self.rules) {
+            if let (Some(history), Some(rule)) = (history, rule) {
+                history.note(next, rule.sample);
+            }
+        }
         self.switch.set(SWITCH_GENERATION, next, 0).map_err(map_error(maps::SWITCH))?;
         self.generation = next;
         self.unsettled = true;

@@ -57,6 +57,7 @@ use self::{
 use crate::{
     engine::{Ending, Job, JobSpec, MIN_BUFFER, Progress, Summary},
     error::with_causes,
+    pace,
     segment::{Rotation, SegmentError, SegmentInfo, Target},
     spool::{Budget, OnSealed},
 };
@@ -122,6 +123,16 @@ impl RecorderConfig {
             let keep = humantime::format_duration(self.keep).to_string();
             return wrong("time to keep packets", keep, "at least 1m".into());
         }
+        if let Sampling::Adaptive { packets_per_second } = self.sampling
+            && !pace::BUDGETS.contains(&packets_per_second)
+        {
+            let (least, most) = pace::BUDGETS.into_inner();
+            return wrong(
+                "budget of packets per second",
+                packets_per_second.to_string(),
+                format!("from {least} to {most}"),
+            );
+        }
         Ok(())
     }
 
@@ -141,6 +152,12 @@ impl RecorderConfig {
 pub enum Sampling {
     /// One in this many.
     Fixed(NonZeroU32),
+    /// So many a second, over all interfaces: one in how many rises and falls with the load, and each
+    /// packet is kept with what it stands for. Of a smaller load, every packet. See [`pace`].
+    Adaptive {
+        /// What is kept a second.
+        packets_per_second: u32,
+    },
 }
 
 /// A recorder could not be started.
@@ -335,9 +352,15 @@ impl Work {
 
     fn spec(&self, config: &RecorderConfig, run: u32, budget: &Arc<Budget>) -> JobSpec {
         let sender = self.sender.clone();
-        let Sampling::Fixed(sample) = config.sampling;
+        let (sample, pace) = match config.sampling {
+            Sampling::Fixed(sample) => (sample, None),
+            Sampling::Adaptive { packets_per_second } => {
+                (NonZeroU32::MIN, NonZeroU32::new(packets_per_second))
+            }
+        };
         JobSpec {
             sample,
+            pace,
             snaplen: config.snaplen,
             rotation: Rotation {
                 bytes: Some(config.segment_bytes()),

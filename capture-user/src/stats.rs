@@ -50,6 +50,8 @@ drops! {
     buffer_full,
     /// it came after a limit was reached, before the kernel stopped matching
     past_limit,
+    /// adaptive sampling left it out, to keep to its budget
+    thinned,
     /// the disk or the reader of the pipe refused it
     write_error,
     /// the spool was full: what takes segments away was too slow
@@ -108,6 +110,7 @@ struct QueueCells {
     captured_bytes: AtomicU64,
     buffer_full: AtomicU64,
     past_limit: AtomicU64,
+    thinned: AtomicU64,
 }
 
 /// A reading of [`QueueCounters`].
@@ -123,6 +126,8 @@ pub struct QueueTotals {
     pub buffer_full: u64,
     /// Dropped behind a limit.
     pub past_limit: u64,
+    /// Left out by adaptive sampling.
+    pub thinned: u64,
 }
 
 impl QueueCounters {
@@ -133,6 +138,7 @@ impl QueueCounters {
         self.0.captured_bytes.store(totals.captured_bytes, Relaxed);
         self.0.buffer_full.store(totals.buffer_full, Relaxed);
         self.0.past_limit.store(totals.past_limit, Relaxed);
+        self.0.thinned.store(totals.thinned, Relaxed);
     }
 
     /// Reads them.
@@ -143,6 +149,7 @@ impl QueueCounters {
             captured_bytes: self.0.captured_bytes.load(Relaxed),
             buffer_full: self.0.buffer_full.load(Relaxed),
             past_limit: self.0.past_limit.load(Relaxed),
+            thinned: self.0.thinned.load(Relaxed),
         }
     }
 }

@@ -26,6 +26,7 @@ use crate::{
     latency::Late,
     limits::{Lease, Limits},
     merge::Frontier,
+    pace::{Comment, Thinner},
     placement,
     segment::pcapng::{self, Direction, Packet},
     source::{Received, Source, SourceCounters, Wake},
@@ -151,6 +152,8 @@ pub(crate) struct Sink {
     pub(crate) disk: Sender<ToDisk>,
     pub(crate) frontier: Arc<Frontier>,
     pub(crate) limits: Option<Arc<Limits>>,
+    /// Of a job that samples adaptively.
+    pub(crate) pace: Option<Box<Thinner>>,
     pub(crate) counters: Arc<QueueCounters>,
     pub(crate) state: SinkState,
 }
@@ -178,8 +181,16 @@ impl Sink {
     pub(crate) fn take(&mut self, packet: &Received<'_>, utc_ns: u64, queue: u32) {
         let state = &mut self.state;
         state.totals.delivered += 1;
+        let mut comment = None;
+        if let Some(pace) = &mut self.pace {
+            let Some(weight) = pace.draw(&packet.header) else {
+                state.totals.thinned += 1;
+                return;
+            };
+            comment = Some(weight.comment());
+        }
         let captured = packet.len().min(self.snaplen);
-        let need = pcapng::packet_len(captured);
+        let need = pcapng::packet_len(captured) + comment.as_ref().map_or(0, Comment::block_len);
         let full = state.buffer.as_ref().is_none_or(|buffer| buffer.len() + need > self.fill);
         if full && !self.renew(packet.header.time_ns) {
             self.state.totals.buffer_full += 1;
@@ -211,7 +222,11 @@ impl Sink {
             pcapng::packet_parts(buffer.free(), &record, captured, packet.rest.iter().copied())
         };
         match written {
-            Some(written) => {
+            Some(mut written) => {
+                if let Some(comment) = comment {
+                    written += comment.block_len();
+                    pcapng::comment(&mut buffer.free()[..written], comment.text());
+                }
                 buffer.commit(written, captured, utc_ns);
                 state.totals.captured += 1;
                 state.totals.captured_bytes += captured as u64;

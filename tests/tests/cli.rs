@@ -388,6 +388,7 @@ fn the_summary_in_json_has_the_documented_keys() {
         "tap_ring_full",
         "write_error",
         "spool_full",
+        "thinned",
     ];
     assert_eq!(keys(&summary["law"]["drops"]), BTreeSet::from(drops));
     let interface = &summary["interfaces"][0];

@@ -29,7 +29,7 @@ use tapline_tests::{
     netns::Namespace,
     pcapng::{Contents, Packet, accepted, read},
     privileged,
-    process::{checked, tapline, wait_until},
+    process::{checked, tapline, tool, wait_until},
     veth::{End, Veth},
 };
 use tempfile::tempdir;
@@ -473,4 +473,66 @@ fn a_query_writes_to_standard_output_and_says_what_it_found() {
     let contents = accepted(&target);
     assert_eq!((contents.packets.len(), contents.interfaces.len()), (0, 1));
     assert_eq!(contents.interfaces[0].name.as_deref(), Some(veth.right.name.as_str()));
+}
+
+/// What each packet of a file says that it stands for, as tshark reads its comment.
+fn weights(path: &Path) -> Vec<f64> {
+    let comments = tool(&[
+        "tshark",
+        "-n",
+        "-r",
+        path.to_str().unwrap(),
+        "-T",
+        "fields",
+        "-e",
+        "frame.comment",
+    ]);
+    let number = |line: &str| line.strip_prefix("sampled 1 in ").unwrap().parse().unwrap();
+    comments.lines().map(number).collect()
+}
+
+#[test]
+fn adaptive_sampling_holds_its_budget_over_a_swing_of_the_load_and_packets_say_what_they_stand_for()
+{
+    const BUDGET: u32 = 1000;
+    const LENGTH: Duration = Duration::from_secs(6);
+    privileged!();
+    let (left, right) = (Namespace::new(), Namespace::new());
+    let veth = Veth::new(&left, &right);
+    let data = tempdir().unwrap();
+    let folder = data.path().join("recorder");
+    let engine = engine(&veth.right);
+    let sampling = Sampling::Adaptive { packets_per_second: BUDGET };
+    let recorder = start(&engine, RecorderConfig { sampling, ..everything(&folder) }).unwrap();
+    let generator = Generator::new(&veth.left, Template::default()).pinned(0);
+    let mut phases = Vec::new();
+    for rate in [200, 2_000, 200_000, 2_000] {
+        let from_ns = now_ns();
+        let sent = generator.send_paced(rate, LENGTH);
+        phases.push((rate, Query { from_ns, to_ns: now_ns(), ..all() }, sent));
+    }
+    veth.settle(generator.sent());
+    recorder.flush();
+    let progress = recorder.stats().progress;
+    assert_eq!(progress.hits.packets, progress.captured.packets + progress.drops.thinned);
+    assert!(progress.drops.thinned > 0 && progress.hits.packets < generator.sent() / 10);
+    drop(recorder);
+    for (rate, query, sent) in phases {
+        let (contents, answer) = ask(&folder, &query);
+        let (kept, all) = (f64::from(answer.packets as u32), f64::from(sent as u32));
+        println!("{rate}/s: {sent} sent, {kept} kept, {:.0} estimated", answer.estimated);
+        // By the packets' own times; a generator that was held up has sent less for a while.
+        let seconds = (query.to_ns - query.from_ns) as f64 / 1e9;
+        let budget = f64::from(BUDGET) * seconds;
+        if rate < BUDGET.into() {
+            assert_eq!(answer.packets, sent);
+        } else {
+            assert!((kept / budget - 1.0).abs() < 0.1, "{rate}/s: {kept} for {budget}");
+        }
+        assert!((answer.estimated / all - 1.0).abs() < 0.1, "{} for {sent}", answer.estimated);
+        let weights = weights(&folder.with_extension("answer.pcapng"));
+        assert_eq!(weights.len(), contents.packets.len());
+        let sum: f64 = weights.iter().sum();
+        assert!((sum / answer.estimated - 1.0).abs() < 1e-9);
+    }
 }

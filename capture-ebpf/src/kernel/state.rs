@@ -100,6 +100,8 @@ impl Account {
 /// A packet's jobs, and the tables that they were found in.
 pub(super) struct Hit {
     pub(super) jobs: u64,
+    /// Lowest 8 bits of the tables' generation.
+    pub(super) generation: u8,
     tables: &'static Tables,
 }
 
@@ -127,7 +129,7 @@ pub(super) fn hits<B: Buffer>(
     }
     match sample(tables, jobs, draw) {
         0 => Err(Outcome::SampledOut),
-        jobs => Ok(Hit { jobs, tables }),
+        jobs => Ok(Hit { jobs, generation: generation as u8, tables }),
     }
 }
 

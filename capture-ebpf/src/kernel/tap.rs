@@ -114,7 +114,7 @@ fn tap<P: Packet>(packet: &P, length: u32, direction: u8, vlan: u32) {
             jobs: hit.jobs,
             queue: cpu as u16,
             direction,
-            reserved: 0,
+            generation: hit.generation,
             vlan,
         },
         captured: length.min(hit.snaplen()),

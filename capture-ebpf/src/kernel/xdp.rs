@@ -24,8 +24,8 @@ fn exclusive(context: XdpContext) -> u32 {
     };
     // SAFETY: takes no argument and cannot fail.
     let draw = || unsafe { bpf_get_prandom_u32() };
-    let jobs = match hits(&XdpFrame::new(context.ctx), DIRECTION_IN, draw) {
-        Ok(hit) => hit.jobs,
+    let hit = match hits(&XdpFrame::new(context.ctx), DIRECTION_IN, draw) {
+        Ok(hit) => hit,
         Err(outcome) => {
             account.close(outcome);
             return XDP_PASS;
@@ -40,10 +40,10 @@ fn exclusive(context: XdpContext) -> u32 {
         original_len: length as u32,
         // SAFETY: takes no argument and cannot fail.
         time_ns: unsafe { bpf_ktime_get_ns() },
-        jobs,
+        jobs: hit.jobs,
         queue: queue as u16,
         direction: DIRECTION_IN,
-        reserved: 0,
+        generation: hit.generation,
         vlan: 0,
     };
     let outcome = if prepend(&context, &header) {
@@ -56,7 +56,7 @@ fn exclusive(context: XdpContext) -> u32 {
     } else {
         Outcome::NoHeader
     };
-    account.close_hit(outcome, jobs, length);
+    account.close_hit(outcome, hit.jobs, length);
     if outcome == Outcome::Redirected { XDP_REDIRECT } else { XDP_PASS }
 }
 

@@ -18,11 +18,14 @@ use super::{
 };
 use crate::{
     buffer::{ALIGNMENT, Pool},
+    clock::monotonic_ns,
     disk::{Disk, DiskReport, Stream, ToDisk},
+    error::with_causes,
     filter::Rule,
     latency::{Late, Latency, SharedLate, read_late},
     limits::Limits,
     nic,
+    pace::{FOLLOW, Pacer, Thinner},
     segment::{InterfaceLabel, Io, Target, Writer},
     spool::{Outlet, Refused},
     stats::{Amount, QueueCounters},
@@ -48,6 +51,7 @@ impl Control {
     pub(super) fn run(mut self, inbox: &Receiver<Event>) {
         let mut exiting = false;
         let mut looked = Instant::now();
+        let mut followed = looked;
         while !(exiting && self.jobs.is_empty()) {
             let due = self
                 .jobs
@@ -55,8 +59,10 @@ impl Control {
                 .filter(|job| job.ending.is_none())
                 .filter_map(|job| job.until)
                 .min();
+            let paced = self.jobs.values().any(Running::is_paced);
+            let most = if paced { FOLLOW } else { LOOK };
             let wait =
-                due.map_or(LOOK, |due| due.saturating_duration_since(Instant::now()).min(LOOK));
+                due.map_or(most, |due| due.saturating_duration_since(Instant::now()).min(most));
             match inbox.recv_timeout(wait) {
                 Ok(Event::Exit) | Err(RecvTimeoutError::Disconnected) => {
                     exiting = true;
@@ -66,6 +72,10 @@ impl Control {
                 Err(RecvTimeoutError::Timeout) => {}
             }
             self.end_due();
+            if paced && followed.elapsed() >= FOLLOW {
+                followed = Instant::now();
+                self.follow();
+            }
             if looked.elapsed() >= LOOK {
                 looked = Instant::now();
                 self.look();
@@ -131,6 +141,25 @@ impl Control {
         }
     }
 
+    /// Lets the kernel's sampling follow the load, where it is adaptive.
+    fn follow(&mut self) {
+        let now_ns = monotonic_ns();
+        for running in self.jobs.values_mut().filter(|running| running.is_paced()) {
+            let Some((pacer, k)) = &mut running.pace else { continue };
+            let next = pacer.follow(*k, now_ns);
+            if next == *k {
+                continue;
+            }
+            for (place, port) in running.places.iter().zip(&mut self.ports) {
+                // One that stays as it was is written as it was, too.
+                if let Err(error) = port.program.resample(place.slot, next) {
+                    log::warn!("{}: {}", port.opened.name, with_causes(&error));
+                }
+            }
+            *k = next;
+        }
+    }
+
     /// A socket says so at once where it is bound; this also sees what no socket reports.
     fn look(&mut self) {
         for at in 0..self.ports.len() {
@@ -169,7 +198,8 @@ impl Control {
         let late = SharedLate::default();
         let sinks = self.sinks(id, &slots, &mut spec, &refused, &late)?;
         let disk = sinks[0].disk.clone();
-        match self.enlist(&spec, &slots, sinks) {
+        let pacer = spec.pace.map(|budget| Arc::new(Pacer::new(budget, sinks.len())));
+        match self.enlist(&spec, &slots, sinks, pacer.as_ref()) {
             Ok((places, lanes)) => {
                 let since = Instant::now();
                 let (done, result) = bounded(1);
@@ -185,6 +215,7 @@ impl Control {
                     done,
                     since,
                     until,
+                    pace: pacer.map(|pacer| (pacer, spec.sample)),
                     ending: None,
                     seconds: 0.0,
                 };
@@ -235,6 +266,7 @@ impl Control {
             disk: disk.clone(),
             frontier: Arc::clone(&stream.frontier),
             limits: limits.clone(),
+            pace: None,
             counters: Arc::new(QueueCounters::default()),
             state: SinkState::default(),
         };
@@ -264,6 +296,7 @@ impl Control {
         spec: &JobSpec,
         slots: &[usize],
         sinks: Vec<Sink>,
+        pacer: Option<&Arc<Pacer>>,
     ) -> Result<(Vec<Place>, Vec<Lane>), StartError> {
         let rule = Rule {
             filter: spec.filter,
@@ -277,8 +310,12 @@ impl Control {
         for (at, (port, slot)) in self.ports.iter_mut().zip(slots).enumerate() {
             port.program.insert(*slot, rule)?;
             let counters = port.program.counters()?;
-            for ((worker, link), sink) in port.workers.iter().enumerate().zip(sinks.by_ref()) {
+            let history = pacer.zip(pacer.and_then(|_| port.program.follow(*slot)));
+            for ((worker, link), mut sink) in port.workers.iter().enumerate().zip(sinks.by_ref()) {
                 let counters = Arc::clone(&sink.counters);
+                sink.pace = history.as_ref().map(|(pacer, history)| {
+                    Box::new(Thinner::new(Arc::clone(pacer), lanes.len(), Arc::clone(history)))
+                });
                 let (answer, reply) = bounded(1);
                 link.send(ToWorker::Add { slot: *slot, sink: Box::new(sink), answer });
                 let base = reply.recv().unwrap_or_default();
@@ -386,10 +423,12 @@ impl Control {
             progress.captured += Amount { packets: totals.captured, bytes: totals.captured_bytes };
             progress.drops.buffer_full += totals.buffer_full;
             progress.drops.past_limit += totals.past_limit;
+            progress.drops.thinned += totals.thinned;
         }
         let known = delivered + progress.drops.total()
             - progress.drops.buffer_full
-            - progress.drops.past_limit;
+            - progress.drops.past_limit
+            - progress.drops.thinned;
         // Of what was encoded.
         let refused = running.refused.read();
         progress.drops.spool_full = refused.packets;
@@ -510,6 +549,10 @@ pub(super) fn fill(writers: &[Writer], spec: &JobSpec) -> usize {
 /// What a file says of how an interface was captured.
 fn comment(opened: &Opened, spec: &JobSpec) -> String {
     let mut words = opened.to_string();
+    if let Some(pace) = spec.pace {
+        words +=
+            &format!(", sampled to {pace} packets a second, of which each says what it stands for");
+    }
     if spec.sample.get() > 1 {
         words += &format!(", sampled 1 in {}", spec.sample);
     }

@@ -11,6 +11,7 @@ use super::{Event, Summary};
 use crate::{
     filter::{Direction, Filter, FilterError},
     latency::Latency,
+    pace,
     program::ProgramLoadError,
     segment::{Rotation, SegmentError, Target},
     spool::{Budget, OnSealed, Refused},
@@ -72,6 +73,9 @@ pub struct JobSpec {
     pub filter: Filter,
     /// One in this many of them.
     pub sample: NonZeroU32,
+    /// Keeps so many of them a second, however many there are: sampling adapts, and each packet says how
+    /// many it stands for. See [`pace`].
+    pub pace: Option<NonZeroU32>,
     /// Which way they go.
     pub direction: Direction,
     /// Most bytes kept of a packet; 0 is all.
@@ -104,6 +108,7 @@ impl JobSpec {
         Self {
             filter: Filter::default(),
             sample: NonZeroU32::MIN,
+            pace: None,
             direction: Direction::Both,
             snaplen: 0,
             packet_limit: None,
@@ -136,6 +141,20 @@ impl JobSpec {
             && bytes < 2 * MIN_BUFFER as u64
         {
             return wrong("segment size", bytes, format!("at least {} bytes", 2 * MIN_BUFFER));
+        }
+        if let Some(pace) = self.pace {
+            if !pace::BUDGETS.contains(&pace.get()) {
+                let (least, most) = pace::BUDGETS.into_inner();
+                return wrong(
+                    "packets per second",
+                    pace.get().into(),
+                    format!("from {least} to {most}"),
+                );
+            }
+            if self.sample.get() > 1 {
+                let limit = "1 where sampling is adaptive".into();
+                return wrong("sampling", self.sample.get().into(), limit);
+            }
         }
         for (name, limit) in [("packet limit", self.packet_limit), ("byte limit", self.byte_limit)]
         {

@@ -1,6 +1,6 @@
 //! A job as the engine keeps it, and the law that is made up of its parts.
 
-use std::{sync::Arc, time::Instant};
+use std::{num::NonZeroU32, sync::Arc, time::Instant};
 
 use capture_ebpf::abi::{JobCounters, OUTCOME_NAMES};
 use crossbeam::channel::Sender;
@@ -11,6 +11,7 @@ use crate::{
     disk::{DiskReport, ToDisk},
     error::with_causes,
     latency::{Late, Latency, SharedLate, read_late},
+    pace::Pacer,
     segment::{DiskUse, SegmentInfo, StreamTotals},
     source::SourceCounters,
     spool::Refused,
@@ -107,6 +108,8 @@ pub(super) struct Running {
     pub(super) done: Sender<Summary>,
     pub(super) since: Instant,
     pub(super) until: Option<Instant>,
+    /// Of a job that samples adaptively, with what the kernel keeps one in.
+    pub(super) pace: Option<(Arc<Pacer>, NonZeroU32)>,
     pub(super) ending: Option<Ending>,
     pub(super) seconds: f64,
 }
@@ -123,6 +126,11 @@ pub(super) fn since(now: &JobCounters, base: &JobCounters) -> JobCounters {
 }
 
 impl Running {
+    /// Whether its sampling follows the load.
+    pub(super) fn is_paced(&self) -> bool {
+        self.pace.is_some() && self.ending.is_none()
+    }
+
     /// Per queue, everything but what was written. The kernel counts hits per interface; what no
     /// worker received is booked on the interface's queues by what their sockets lost, and the rest
     /// on the first.
@@ -147,6 +155,7 @@ impl Running {
                 law.drops = name_lost(here, socket);
                 law.drops.buffer_full = lane.buffer_full;
                 law.drops.past_limit = lane.past_limit;
+                law.drops.thinned = lane.thinned;
                 law.hits.packets = lane.delivered + here;
             }
             if let Some(first) = lanes.first() {

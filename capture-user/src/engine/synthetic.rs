@@ -74,6 +74,7 @@ pub fn run_synthetic(mut spec: JobSpec, stopped: impl Fn() -> bool) -> Result<Su
         disk: disk.clone(),
         frontier: Arc::clone(&stream.frontier),
         limits,
+        pace: None,
         counters: Arc::new(QueueCounters::default()),
         state: SinkState::default(),
     };

@@ -13,8 +13,8 @@
 //! - Time is UTC nanoseconds since 1970 (`if_tsresol` 9), the upper 32 bits first, as the format
 //!   wants it.
 //! - Every packet block carries the same options, so its length depends on the captured length
-//!   alone, [`packet_len`], until it is [padded](pad): the last one of a buffer may be, so that what
-//!   follows begins where direct I/O can write.
+//!   alone, [`packet_len`], until it gets a [comment] or is [padded](pad): the last one of a buffer may
+//!   be, so that what follows begins where direct I/O can write.
 //!
 //! # Format
 //!
@@ -366,19 +366,38 @@ fn frame<'o>(
 /// Makes the packet block that `blocks` ends with longer by `by` bytes, a multiple of 4 and at most
 /// 64 KiB; `blocks` has that many behind it already. The bytes become an option of the packet's.
 pub(crate) fn pad(blocks: &mut [u8], by: usize) {
-    if by == 0 {
-        return;
+    if by > 0 {
+        widen(blocks, by, option_head(EPB_PADDING, (by - 4) as u16));
     }
+}
+
+/// Adds a comment to the packet block that `blocks` ends with; `blocks` has [`option_len`] bytes behind it
+/// already.
+pub(crate) fn comment(blocks: &mut [u8], text: &[u8]) {
+    let by = option_len(text.len());
+    let value = widen(blocks, by, option_head(OPT_COMMENT, text.len() as u16));
+    value[..text.len()].copy_from_slice(text);
+}
+
+/// The length of an option of so many bytes.
+pub(crate) const fn option_len(value: usize) -> usize {
+    4 + value.next_multiple_of(4)
+}
+
+/// Makes the packet block that `blocks` ends with longer by `by` bytes, which become an option; gives the
+/// place of its value, filled with zeros.
+fn widen(blocks: &mut [u8], by: usize, head: u32) -> &mut [u8] {
     let old_end = blocks.len() - by;
-    let Some(old) = u32_at(blocks, old_end - 4) else { return };
+    let Some(old) = u32_at(blocks, old_end - 4) else { return &mut [] };
     let length = old + by as u32;
     let start = old_end - old as usize;
     blocks[start + 4..start + 8].copy_from_slice(&length.to_le_bytes());
     let (option, end) = blocks[old_end - PACKET_END..].split_at_mut(by);
     option.fill(0);
-    option[..4].copy_from_slice(&option_head(EPB_PADDING, (by - 4) as u16).to_le_bytes());
+    option[..4].copy_from_slice(&head.to_le_bytes());
     end[..4].copy_from_slice(&option_head(OPT_ENDOFOPT, 0).to_le_bytes());
     end[4..].copy_from_slice(&length.to_le_bytes());
+    &mut option[4..]
 }
 
 /// What [`peek`] found.

@@ -31,7 +31,7 @@ use super::{
 const PIECE: usize = 1 << 20;
 
 /// What stands in front of the number in the comment of a sampled packet, or of a sampled interface.
-pub(super) const SAMPLED: &str = "sampled 1 in ";
+pub(crate) const SAMPLED: &str = "sampled 1 in ";
 
 /// An interface of a segment.
 #[derive(Clone, Debug, PartialEq)]
