@@ -2,7 +2,7 @@
 //!
 //! # Two stages
 //!
-//! - The kernel program keeps 1 in K, a power of two that follows the load within a tenth of a second, so
+//! - The kernel program keeps 1 in K, a power of two that follows the load within a twentieth of a second, so
 //!   that it hands over about twice the budget.
 //! - The worker keeps 1 in N ∕ K of these, so that 1 in N is left of all. It decides anew at each packet, so
 //!   that a burst is met by its first packets and not when K follows.
@@ -18,7 +18,7 @@
 //!     falls smoothly. Each worker measures its own and publishes it to the others; a packet counts as K.
 //!   - The correction pays back what was too much within a moment, and what was too little as far as the
 //!     credit goes, which is little, so that after a pause a burst finds not more than that.
-//! - When the load falls, K is too large for up to a tenth of a second, and less than the budget is kept.
+//! - When the load falls, K is too large for some tenths of a second, and less than the budget is kept.
 
 use std::{
     fmt,
@@ -44,7 +44,7 @@ use crate::segment::{pcapng, read::SAMPLED};
 pub const BUDGETS: RangeInclusive<u32> = 100..=1_000_000;
 
 /// How often it is looked whether K still suits.
-pub(crate) const FOLLOW: Duration = Duration::from_millis(100);
+pub(crate) const FOLLOW: Duration = Duration::from_millis(50);
 
 /// From this budget on, times are as they stand below; a smaller one needs longer to count as many packets.
 const USUAL_BUDGET: f64 = 500.0;
@@ -53,7 +53,7 @@ const USUAL_BUDGET: f64 = 500.0;
 const SHORT_S: f64 = 0.02;
 
 /// Time of the average that falls, seconds.
-const LONG_S: f64 = 0.1;
+const LONG_S: f64 = 0.06;
 
 /// Time in which what was too much is paid back, seconds.
 const PAYBACK_S: f64 = 0.25;

@@ -156,9 +156,10 @@ fn read_header(bytes: &[u8]) -> Header {
         jobs: u64_at(16),
         queue: u16_at(24),
         direction: bytes[26],
+        generation: bytes[27],
         ..Header::default()
     };
-    assert_eq!(bytes[27..HEADER_LEN], [0; 5], "the rest of the header is zero");
+    assert_eq!(bytes[28..HEADER_LEN], [0; 4], "the rest of the header is zero");
     assert_eq!(header.magic, HEADER_MAGIC);
     assert_eq!(header.direction, DIRECTION_IN);
     header
