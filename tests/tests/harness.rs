@@ -98,7 +98,8 @@ fn frames_of_a_mix_of_lengths_arrive_as_expected() {
     let veth = Veth::new(&left, &right);
     let mut capture = right.enter(|| {
         let device = Capture::from_device(veth.right.name.as_str()).unwrap();
-        device.immediate_mode(true).timeout(1000).open().unwrap()
+        // The buffer has room for as many packets as this goes into it.
+        device.immediate_mode(true).snaplen(2048).timeout(1000).open().unwrap()
     });
     let lengths = vec![60, 1514, 590, 60];
     let template = Template { length: 1514, lengths: lengths.clone(), ..Template::default() };
