@@ -124,24 +124,32 @@ pub struct Pool {
     places: Mutex<Vec<(usize, usize)>>,
 }
 
-/// Buffers that a pool has from the start.
+/// Buffers that a pool has from the start, at least.
 const FIRST: usize = 2;
 
+/// Bytes that a pool has room for from the start: what comes while the other buffers are made.
+const FIRST_BYTES: usize = 2 << 20;
+
 impl Pool {
-    /// A pool for `count` buffers of `size` bytes, rounded up to whole pages. It has the first two,
-    /// so that a job can start; [`fill`](Self::fill) makes the others.
+    /// A pool for `count` buffers of `size` bytes, rounded up to whole pages. It has the first of
+    /// them, so that a job can start; [`fill`](Self::fill) makes the others.
     pub fn new(count: usize, size: usize) -> Arc<Self> {
         let free = ArrayQueue::new(count.max(FIRST));
         let pool = Arc::new(Self { free, size, places: Mutex::default() });
-        for _ in 0..FIRST {
+        for _ in 0..pool.first() {
             pool.add();
         }
         pool
     }
 
+    /// How many buffers it has from the start.
+    fn first(&self) -> usize {
+        FIRST_BYTES.div_ceil(self.size.max(1)).clamp(FIRST, self.capacity())
+    }
+
     /// Makes the rest of the buffers. Call it once.
     pub fn fill(self: &Arc<Self>) {
-        for _ in FIRST..self.capacity() {
+        for _ in self.first()..self.capacity() {
             self.add();
         }
     }

@@ -104,7 +104,7 @@ fn frames_of_a_mix_of_lengths_arrive_as_expected() {
     let lengths = vec![60, 1514, 590, 60];
     let template = Template { length: 1514, lengths: lengths.clone(), ..Template::default() };
     // More than there are pages in a batch, so that each page has had other lengths.
-    Generator::new(&veth.left, template.clone()).send(200);
+    Generator::new(&veth.left, template.clone()).pinned(0).send(200);
     for sequence in 0..200 {
         let packet = capture.next_packet().unwrap();
         let stamp = template.stamp(packet.data);
