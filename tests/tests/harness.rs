@@ -122,7 +122,7 @@ fn a_closed_loop_sends_no_more_than_its_window_ahead() {
     let generator = Generator::new(&veth.left, Template::default());
     assert_eq!(generator.send_closed(300, SECOND / 10, || 0), 300);
     let mut taken = 0;
-    let sent = generator.send_closed(100, SECOND / 10, || {
+    let sent = generator.send_closed(100, SECOND, || {
         taken = 1000.min(taken + 7);
         taken
     });
