@@ -19,6 +19,7 @@
 
 mod engine;
 mod live;
+mod recording;
 mod recovery;
 mod retry;
 
@@ -35,6 +36,7 @@ use std::{
 use capture_user::{
     engine::{Ending, EngineError, JobSpec, StartError, Summary},
     error::with_causes,
+    recorder::RecorderError,
     segment::{SegmentError, Target},
 };
 use thiserror::Error;
@@ -44,6 +46,7 @@ use self::engine::Engines;
 pub(crate) use self::live::by_cause;
 pub use self::{
     live::{Live, QueueStats, Rates, Stats},
+    recording::Recording,
     recovery::Recovered,
 };
 use crate::{
@@ -96,6 +99,9 @@ pub enum CaptureError {
     /// The interfaces.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// The recorder.
+    #[error("the recorder cannot be started")]
+    Recorder(#[from] RecorderError),
     /// The job.
     #[error(transparent)]
     Start(StartError),
@@ -110,7 +116,8 @@ pub struct Captures {
     store: Arc<Store>,
     ownerships: Arc<Ownerships>,
     uploads: Arc<Uploads>,
-    engines: Engines,
+    engines: Arc<Engines>,
+    recording: Arc<Recording>,
     live: Mutex<HashMap<u128, Arc<Live>>>,
     /// Captures from before they start until their end has been written.
     busy: AtomicUsize,
@@ -136,7 +143,8 @@ impl Captures {
     pub fn open(config: &Config, means: Means) -> Result<Arc<Self>, CaptureError> {
         let store = Arc::clone(&means.store);
         let undelivered = recovery::recover(&store)?;
-        let engines = Engines::open(config)?;
+        let engines = Arc::new(Engines::open(config)?);
+        let recording = Arc::new(Recording::start(config, &engines)?);
         let host = if config.host.is_empty() { host_name() } else { config.host.clone() };
         let captures = Arc::new(Self {
             store,
@@ -144,6 +152,7 @@ impl Captures {
             counters: Arc::clone(&means.counters),
             uploads: Uploads::open(config, means)?,
             engines,
+            recording,
             live: Mutex::default(),
             busy: AtomicUsize::new(0),
             limit: config.max_jobs,
@@ -271,6 +280,11 @@ impl Captures {
         self.live().get(&id).filter(|live| live.account() == account).map(Arc::clone)
     }
 
+    /// What is recorded all the time.
+    pub fn recording(&self) -> &Recording {
+        &self.recording
+    }
+
     /// What is on its way to where it belongs.
     pub fn uploads(&self) -> &Uploads {
         &self.uploads
@@ -356,6 +370,7 @@ impl Captures {
             self.live().values().for_each(|live| live.stop());
             let sealed = self.busy.load(Ordering::Acquire) == 0;
             if sealed || start.elapsed() > patience {
+                self.recording.end();
                 self.uploads.shutdown();
                 return sealed;
             }

@@ -1,6 +1,7 @@
 //! The configuration file: what can be set, its defaults, and what cannot be.
 
 mod buckets;
+mod recorder;
 
 use std::{
     fs, io,
@@ -9,12 +10,15 @@ use std::{
     str::FromStr as _,
 };
 
-use capture_user::engine::MIN_BUFFER;
+use capture_user::{engine::MIN_BUFFER, recorder::LEAST_BYTES};
 use serde::Deserialize;
 use thiserror::Error;
 use tracing_subscriber::filter::Targets;
 
-pub use self::buckets::{DestinationSettings, S3Credentials, SpoolSettings, UploadSettings};
+pub use self::{
+    buckets::{DestinationSettings, S3Credentials, SpoolSettings, UploadSettings},
+    recorder::{RecorderSettings, SimpleSettings},
+};
 use crate::{auth::Permission, id};
 
 /// The sample file: every key with its default, unit and meaning.
@@ -77,6 +81,8 @@ pub struct Config {
     pub destinations: DestinationSettings,
     pub spool: SpoolSettings,
     pub upload: UploadSettings,
+    pub recorder: RecorderSettings,
+    pub simple: SimpleSettings,
 }
 
 impl Default for Config {
@@ -100,6 +106,8 @@ impl Default for Config {
             destinations: DestinationSettings::default(),
             spool: SpoolSettings::default(),
             upload: UploadSettings::default(),
+            recorder: RecorderSettings::default(),
+            simple: SimpleSettings::default(),
         }
     }
 }
@@ -176,6 +184,7 @@ pub struct Limits {
     pub request_seconds: u64,
     pub connections: usize,
     pub event_streams: usize,
+    pub downloads: usize,
     pub auth_failures_per_minute: u32,
     pub shutdown_seconds: u64,
 }
@@ -190,6 +199,7 @@ impl Default for Limits {
             request_seconds: 30,
             connections: 1024,
             event_streams: 256,
+            downloads: 64,
             auth_failures_per_minute: 20,
             shutdown_seconds: 10,
         }
@@ -249,6 +259,7 @@ impl Config {
         self.check_names()?;
         self.check_numbers()?;
         self.destinations.check()?;
+        self.recorder.check(&self.data_dir, self.max_jobs)?;
         for (at, root) in self.roots.iter().enumerate() {
             if !root.path.is_absolute() {
                 return Err(wrong(format!("roots[{at}].path"), "must begin with /"));
@@ -313,7 +324,8 @@ impl Config {
         let (limits, buffers) = (&self.limits, &self.buffers);
         let (spool, upload) = (&self.spool, &self.upload);
         let level = u64::try_from(upload.zstd_level).unwrap_or_default();
-        let ranges: [(&str, u64, u64, u64); 25] = [
+        let (recorder, simple) = (&self.recorder, &self.simple);
+        let ranges: [(&str, u64, u64, u64); 36] = [
             ("max_jobs", self.max_jobs as u64, 1, 64),
             ("limits.body_bytes", limits.body_bytes as u64, 1024, 16 << 20),
             ("limits.headers", limits.headers as u64, 16, 1024),
@@ -344,6 +356,17 @@ impl Config {
             ("upload.patience_seconds", upload.patience_seconds, 0, 30 * 86400),
             ("upload.zstd_level", level, 1, 19),
             ("upload.zstd_frame_bytes", upload.zstd_frame_bytes as u64, 65536, 64 << 20),
+            ("recorder.bytes", recorder.bytes, LEAST_BYTES, 1 << 50),
+            ("recorder.reserve_bytes", recorder.reserve_bytes, 0, 1 << 50),
+            ("recorder.keep_hours", recorder.keep_hours.into(), 1, 24 * 365),
+            ("recorder.sample", recorder.sample.into(), 1, u32::MAX.into()),
+            ("recorder.snaplen", recorder.snaplen.into(), 64, 65535),
+            ("simple.keep_hours", simple.keep_hours.into(), 1, 24 * 365),
+            ("simple.files", simple.files as u64, 1, 1_000_000),
+            ("simple.bytes", simple.bytes, 1 << 20, 1 << 50),
+            ("simple.at_once", simple.at_once as u64, 1, 64),
+            ("simple.waiting", simple.waiting as u64, 1, 100_000),
+            ("limits.downloads", limits.downloads as u64, 1, 65536),
         ];
         for (key, value, least, most) in ranges {
             if !(least..=most).contains(&value) {
@@ -417,6 +440,12 @@ mod tests {
     fn values_out_of_range_are_named_with_their_range() {
         for (text, key) in [
             ("max_jobs = 65", "max_jobs"),
+            ("max_jobs = 64", "max_jobs"),
+            ("[recorder]\nbytes = 1000", "recorder.bytes"),
+            ("[recorder]\nsample = 0", "recorder.sample"),
+            ("[recorder]\nkeep_hours = 0", "recorder.keep_hours"),
+            ("[recorder]\nsnaplen = 1", "recorder.snaplen"),
+            ("[simple]\nfiles = 0", "simple.files"),
             ("colo = \"../x\"", "colo"),
             ("log = \"chatty=maybe\"", "log"),
             ("open = [\"/x\"]", "open"),

@@ -155,7 +155,10 @@ fn capture(error: &CaptureError) -> Told {
             1171,
             format!("this host cannot capture now: {}", with_causes(error)),
         ),
-        CaptureError::Store(_) | CaptureError::Start(_) | CaptureError::Thread(_) => {
+        CaptureError::Store(_)
+        | CaptureError::Recorder(_)
+        | CaptureError::Start(_)
+        | CaptureError::Thread(_) => {
             tracing::error!(error = with_causes(error), "internal error");
             internal()
         }

@@ -11,6 +11,7 @@ use std::{
 
 use capture_user::{
     engine::Summary,
+    recorder::RecorderStats,
     stats::{Amount, Drops},
 };
 
@@ -166,19 +167,16 @@ pub fn page(counters: &Counters, captures: &Captures) -> String {
             amount.bytes as f64,
         );
     }
-    let drops: Vec<_> = inner
-        .drops
-        .named()
-        .into_iter()
-        .map(|(cause, count, _)| (format!("{{cause=\"{cause}\"}}"), count as f64))
-        .collect();
     page.metric(
         "tapline_dropped_packets_total",
         "counter",
         "Packets accepted and not written, by cause, of captures that have ended.",
-        &drops,
+        &by_cause(&inner.drops),
     );
     uploads(&inner, captures.uploads(), &mut page);
+    if let Some(stats) = captures.recording().stats() {
+        recorder(&stats, &mut page);
+    }
     let requests: Vec<_> = inner
         .requests
         .iter()
@@ -227,6 +225,69 @@ fn uploads(inner: &Inner, uploads: &Uploads, page: &mut Page) {
     ] {
         page.one(&format!("tapline_{name}"), kind, help, value as f64);
     }
+}
+
+/// Counters of packets begin anew when its job does, as after an interface was gone.
+#[expect(clippy::cast_precision_loss, reason = "Prometheus has floats only")]
+fn recorder(stats: &RecorderStats, page: &mut Page) {
+    let (progress, seconds) =
+        (&stats.progress, |ns: Option<u64>| ns.unwrap_or_default() as f64 / 1e9);
+    for (name, kind, help, value) in [
+        (
+            "recording",
+            "gauge",
+            "Whether the recorder records.",
+            f64::from(u8::from(stats.recording)),
+        ),
+        ("seen_packets_total", "counter", "Packets that passed it.", progress.seen as f64),
+        ("hits_packets_total", "counter", "Packets in its sample.", progress.hits.packets as f64),
+        (
+            "packets_total",
+            "counter",
+            "Of these, packets recorded.",
+            progress.captured.packets as f64,
+        ),
+        ("bytes_total", "counter", "Bytes of packets recorded.", progress.captured.bytes as f64),
+        ("segments", "gauge", "Sealed files.", stats.segments as f64),
+        ("disk_bytes", "gauge", "Bytes on the disk.", stats.bytes as f64),
+        ("disk_limit_bytes", "gauge", "Bytes that there may be.", stats.limit as f64),
+        ("damaged_total", "counter", "Damaged places found in files.", stats.damaged as f64),
+        (
+            "oldest_timestamp_seconds",
+            "gauge",
+            "Time of the oldest sealed packet.",
+            seconds(stats.oldest_ns),
+        ),
+        (
+            "newest_timestamp_seconds",
+            "gauge",
+            "Time of the newest sealed packet.",
+            seconds(stats.newest_ns),
+        ),
+    ] {
+        page.one(&format!("tapline_recorder_{name}"), kind, help, value);
+    }
+    page.metric(
+        "tapline_recorder_dropped_packets_total",
+        "counter",
+        "Packets in its sample and not recorded, by cause.",
+        &by_cause(&progress.drops),
+    );
+    let removed = &stats.removed;
+    let removed = [("age", removed.age), ("budget", removed.budget), ("reserve", removed.reserve)]
+        .map(|(cause, count)| (format!("{{cause=\"{cause}\"}}"), count as f64));
+    page.metric(
+        "tapline_recorder_removed_segments_total",
+        "counter",
+        "Files removed: too old, to stay within the budget, to leave the reserve of the disk free.",
+        &removed,
+    );
+}
+
+#[expect(clippy::cast_precision_loss, reason = "Prometheus has floats only")]
+fn by_cause(drops: &Drops) -> Vec<(String, f64)> {
+    let line = |(cause, count, _)| (format!("{{cause=\"{cause}\"}}"), count as f64);
+    drops.named().into_iter().map(line).collect()
 }
 
 #[expect(clippy::cast_precision_loss, reason = "Prometheus has floats only")]

@@ -11,11 +11,15 @@ mod hostile;
 mod jobs;
 mod latency;
 mod ownership;
+mod simple;
 mod tls;
 
 use std::path::Path;
 
 use tapline_tests::{pcapng, process::tool};
+
+/// Leaves all 64 places to captures.
+const NO_RECORDER: &str = "[recorder]\nenabled = false";
 
 /// Packets in files, as another's reader has them.
 fn packets(files: &[impl AsRef<Path>]) -> u64 {

@@ -18,7 +18,7 @@ use super::{
     caller::{Anyone, Target},
 };
 use crate::{
-    captures::{QueueStats, Rates, Stats, by_cause},
+    captures::{QueueStats, Rates, Recording, Stats, by_cause},
     envelope::{Envelope, Failure, Message, failure, success},
     error::ApiError,
     id, metrics as prometheus,
@@ -226,7 +226,7 @@ pub(super) async fn healthz(_anyone: Anyone) -> Response {
 
 #[utoipa::path(
     get, path = "/readyz", operation_id = "tapline-readyz",
-    description = "Whether captures can be started.",
+    description = "Whether captures can be started; and whether the recorder records, and why not.",
     responses(
         (status = 200, body = Object, description = "They can"),
         (status = "default", body = Failure, description = "Why not"),
@@ -237,14 +237,26 @@ pub(super) async fn readyz(
     State(app): State<Arc<App>>,
     _anyone: Anyone,
 ) -> Result<Response, ApiError> {
-    let ready = blocking(move || Ok(app.captures.ready())).await?;
+    let known = Arc::clone(&app);
+    let ready = blocking(move || Ok(known.captures.ready())).await?;
     Ok(match ready {
-        Ok(()) => Json(json!({ "status": "ok" })).into_response(),
+        Ok(()) => {
+            let recorder = recorder_in_words(app.captures.recording());
+            Json(json!({ "status": "ok", "recorder": recorder })).into_response()
+        }
         Err(message) => failure(
             StatusCode::SERVICE_UNAVAILABLE,
             vec![Message { code: 1171, message, source: None }],
         ),
     })
+}
+
+fn recorder_in_words(recording: &Recording) -> String {
+    match recording.stats() {
+        None => "off".into(),
+        Some(stats) if stats.recording => "recording".into(),
+        Some(stats) => format!("not recording: {}", stats.error.unwrap_or_default()),
+    }
 }
 
 #[utoipa::path(

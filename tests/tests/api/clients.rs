@@ -159,7 +159,7 @@ fn requests_made_from_the_descriptions_are_answered_as_they_say() {
     let python = python("schemathesis", &packages).unwrap();
     let (left, right) = (Namespace::new(), Namespace::new());
     let veth = Veth::new(&left, &right);
-    let daemon = Daemon::start(&veth.right, "log = \"error\"\nmax_jobs = 64", "");
+    let daemon = Daemon::start(&veth.right, "log = \"error\"\nmax_jobs = 63", "");
     let mut client = daemon.client();
     let pcap = client.create(&daemon.full(&json!({})))["id"].as_str().unwrap().to_owned();
     let request = format!(

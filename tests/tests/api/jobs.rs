@@ -19,7 +19,7 @@ use tapline_tests::{
     veth::Veth,
 };
 
-use super::{packets, tshark_count};
+use super::{NO_RECORDER, packets, tshark_count};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -192,7 +192,7 @@ fn sixty_four_captures_from_sixteen_clients_hold_just_their_packets() {
     privileged!();
     let (left, right) = (Namespace::new(), Namespace::new());
     let veth = Veth::new(&left, &right);
-    let daemon = Daemon::start(&veth.right, "max_jobs = 64", "");
+    let daemon = Daemon::start(&veth.right, "max_jobs = 64", NO_RECORDER);
     let generator = Generator::new(&veth.left, Template { flows: 64, ..Template::default() });
     let done = AtomicBool::new(false);
     let barrier = std::sync::Barrier::new(16);

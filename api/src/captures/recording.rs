@@ -1,0 +1,78 @@
+//! The recorder, as long as the daemon runs.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use capture_user::{
+    engine::JobSpec,
+    recorder::{Recorder, RecorderError, RecorderStats},
+};
+
+use super::engine::Engines;
+use crate::config::{Config, RecorderSettings};
+
+/// The recorder, if it is on.
+#[derive(Debug)]
+pub struct Recording {
+    folder: PathBuf,
+    recorder: Mutex<Option<Arc<Recorder>>>,
+}
+
+impl Recording {
+    /// Starts the recorder on all interfaces. Called before any capture starts, so that it has the first
+    /// place among the jobs of the engine.
+    pub(super) fn start(config: &Config, engines: &Arc<Engines>) -> Result<Self, RecorderError> {
+        let folder = RecorderSettings::folder(&config.data_dir);
+        let recorder = match config.recorder.recorder(&config.data_dir) {
+            Some(settings) => {
+                let engines = Arc::clone(engines);
+                let start =
+                    move |spec: &dyn Fn() -> JobSpec| engines.start(spec).map_err(Into::into);
+                let recorder = Recorder::start(settings, Box::new(start))?;
+                tracing::info!(folder = %folder.display(), "recording");
+                Some(Arc::new(recorder))
+            }
+            None => {
+                tracing::info!("not recording: `recorder.enabled` is false");
+                None
+            }
+        };
+        Ok(Self { folder, recorder: Mutex::new(recorder) })
+    }
+
+    fn recorder(&self) -> MutexGuard<'_, Option<Arc<Recorder>>> {
+        self.recorder.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where it records.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Whether there is one.
+    pub fn is_on(&self) -> bool {
+        self.recorder().is_some()
+    }
+
+    /// Waits until every packet that was recorded by now can be found.
+    pub fn flush(&self) {
+        let recorder = self.recorder().clone();
+        if let Some(recorder) = recorder {
+            recorder.flush();
+        }
+    }
+
+    /// How it is doing.
+    pub fn stats(&self) -> Option<RecorderStats> {
+        let recorder = self.recorder().clone();
+        recorder.map(|recorder| recorder.stats())
+    }
+
+    /// Seals what is open, and records no more.
+    pub(super) fn end(&self) {
+        let recorder = self.recorder().take();
+        drop(recorder);
+    }
+}
