@@ -9,6 +9,7 @@
 //! - A stream (standard output, a FIFO) has no name to hide: it gets the same blocks as they come.
 
 mod blocks;
+pub mod export;
 mod file;
 pub(crate) mod hidden;
 mod io;

@@ -211,6 +211,10 @@ pub struct Reader {
     /// Bytes skipped since the last whole block.
     skipped: u64,
     interfaces: Vec<Interface>,
+    /// Where the blocks behind the interfaces begin, in the file.
+    head: u64,
+    /// The statistics blocks read so far.
+    statistics: Vec<u8>,
     damage: Damage,
 }
 
@@ -241,6 +245,8 @@ impl Reader {
             block: 0,
             skipped: 0,
             interfaces: Vec::new(),
+            head: 0,
+            statistics: Vec::new(),
             damage: Damage::default(),
         };
         reader.fill()?;
@@ -256,6 +262,7 @@ impl Reader {
             }
             reader.at += length;
         }
+        reader.head = reader.at as u64;
         Ok(reader)
     }
 
@@ -310,6 +317,7 @@ impl Reader {
                         self.block = length;
                         return Ok(true);
                     }
+                    self.statistics.extend_from_slice(&self.piece[self.at - length..self.at]);
                 }
                 Step::Nothing if !self.ended && self.piece.len() - self.at < PIECE => {
                     self.fill()?;
@@ -367,6 +375,10 @@ struct Source {
 pub struct Merged {
     sources: Vec<Source>,
     interfaces: Vec<Interface>,
+    /// Bytes of all that stands behind the interfaces in the segments.
+    body: u64,
+    /// The statistics blocks of the segments that have been read to their end.
+    statistics: Vec<u8>,
     /// By the time of its next packet, each segment that has one.
     heads: BinaryHeap<Reverse<(u64, usize)>>,
     /// The segment whose packet was given last.
@@ -380,23 +392,28 @@ impl Merged {
         let mut merged = Self {
             sources: Vec::new(),
             interfaces: Vec::new(),
+            body: 0,
+            statistics: Vec::new(),
             heads: BinaryHeap::new(),
             last: None,
             damage: Damage::default(),
         };
         for path in paths {
             let mut reader = Reader::open(path)?;
+            let size = reader.file.metadata().map_err(failed("reading", path))?.len();
+            merged.body += size.saturating_sub(reader.head);
             let interfaces = reader
                 .interfaces
                 .iter()
                 .map(|interface| index_of(&mut merged.interfaces, interface))
                 .collect();
-            if let Some(first) = reader.packet()? {
-                merged.heads.push(Reverse((first.timestamp_ns, merged.sources.len())));
-            } else {
-                merged.damage += reader.damage;
-            }
+            let at = merged.sources.len();
             merged.sources.push(Source { path: path.clone(), interfaces, reader: None });
+            if let Some(first) = reader.packet()? {
+                merged.heads.push(Reverse((first.timestamp_ns, at)));
+            } else {
+                merged.end(at, &reader);
+            }
         }
         Ok(merged)
     }
@@ -409,6 +426,16 @@ impl Merged {
     /// What could not be read of the segments that have been read to their end.
     pub fn damage(&self) -> Damage {
         self.damage
+    }
+
+    /// Bytes of all that stands behind the interfaces in the segments.
+    pub(crate) fn body(&self) -> u64 {
+        self.body
+    }
+
+    /// At the end, the statistics blocks of all segments, of these interfaces.
+    pub(crate) fn statistics(&self) -> &[u8] {
+        &self.statistics
     }
 
     /// The next packet; `None` at the end.
@@ -437,11 +464,26 @@ impl Merged {
             && let Some(packet) = reader.current()
         {
             self.heads.push(Reverse((packet.timestamp_ns, at)));
-        } else {
-            self.damage += reader.damage;
-            self.sources[at].reader = None;
+        } else if let Some(reader) = self.sources[at].reader.take() {
+            self.end(at, &reader);
         }
         Ok(())
+    }
+
+    /// A segment has been read to its end.
+    fn end(&mut self, at: usize, reader: &Reader) {
+        self.damage += reader.damage;
+        let mut rest = reader.statistics.as_slice();
+        while let Some(block) = first_block(rest) {
+            let start = self.statistics.len();
+            self.statistics.extend_from_slice(block);
+            // One of an interface that the segment does not have stays as it is.
+            let own = u32_at(block, 8).unwrap_or_default() as usize;
+            if let Some(interface) = self.sources[at].interfaces.get(own) {
+                self.statistics[start + 8..start + 12].copy_from_slice(&interface.to_le_bytes());
+            }
+            rest = &rest[block.len()..];
+        }
     }
 }
 
