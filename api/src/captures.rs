@@ -1,6 +1,6 @@
-//! Full captures: from the request to the record of what was captured.
+//! Captures: from the request to the record of what was captured.
 //!
-//! # A capture's life
+//! # A full capture's life
 //!
 //! 1. Its record is written, `pending`. From here on a crash finds it.
 //! 2. The engine starts the job. When that returns, the next matching packet is a hit, and the client
@@ -12,6 +12,8 @@
 //!
 //! What is `running` is known from who is alive, not from the database: one write less before the
 //! answer.
+//!
+//! A simple one is taken out of what is recorded all the time: [`crate::simple`].
 //!
 //! # Threads
 //!
@@ -55,7 +57,8 @@ use crate::{
     metrics::Counters,
     ownership::{OwnershipError, Ownerships},
     record::{Capture, Record, Status, now_us},
-    request::FullRequest,
+    request::{FullRequest, Request},
+    simple::{SimpleError, Simples},
     store::{Store, StoreError},
     upload::{Delivery, Means, Told, UploadStats, Uploads, on_sealed},
 };
@@ -93,6 +96,15 @@ pub enum CaptureError {
     /// The daemon is on its way out.
     #[error("the service is shutting down")]
     ShuttingDown,
+    /// A simple one.
+    #[error(transparent)]
+    Simple(#[from] SimpleError),
+    /// It ends by itself.
+    #[error(
+        "capture {} is a simple one, which ends by itself within a moment: only full captures are stopped",
+        id::show(*.0)
+    )]
+    NotFull(u128),
     /// The database.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -118,6 +130,7 @@ pub struct Captures {
     uploads: Arc<Uploads>,
     engines: Arc<Engines>,
     recording: Arc<Recording>,
+    simples: Arc<Simples>,
     live: Mutex<HashMap<u128, Arc<Live>>>,
     /// Captures from before they start until their end has been written.
     busy: AtomicUsize,
@@ -145,6 +158,13 @@ impl Captures {
         let undelivered = recovery::recover(&store)?;
         let engines = Arc::new(Engines::open(config)?);
         let recording = Arc::new(Recording::start(config, &engines)?);
+        let simples = Simples::open(
+            config,
+            Arc::clone(&store),
+            Arc::clone(&recording),
+            Arc::clone(&means.counters),
+            means.runtime.clone(),
+        )?;
         let host = if config.host.is_empty() { host_name() } else { config.host.clone() };
         let captures = Arc::new(Self {
             store,
@@ -153,6 +173,7 @@ impl Captures {
             uploads: Uploads::open(config, means)?,
             engines,
             recording,
+            simples,
             live: Mutex::default(),
             busy: AtomicUsize::new(0),
             limit: config.max_jobs,
@@ -192,8 +213,22 @@ impl Captures {
         Ok(Slot(Arc::clone(self)))
     }
 
-    /// Starts a full capture.
+    /// Starts a capture.
     pub fn create(
+        self: &Arc<Self>,
+        account: u128,
+        request: &Request,
+    ) -> Result<Capture, CaptureError> {
+        match request {
+            Request::Full(request) => self.create_full(account, request).map(Capture::Full),
+            Request::Simple(_) if self.closing.load(Ordering::Acquire) => {
+                Err(CaptureError::ShuttingDown)
+            }
+            Request::Simple(request) => Ok(Capture::Simple(self.simples.create(account, request)?)),
+        }
+    }
+
+    fn create_full(
         self: &Arc<Self>,
         account: u128,
         request: &FullRequest,
@@ -322,11 +357,14 @@ impl Captures {
         Ok(captures)
     }
 
-    /// Tells a capture to stop. One that has ended is left as it is, and so is a simple one, which ends
-    /// by itself within a moment.
+    /// Tells a full capture to stop. One that has ended is left as it is.
     pub fn stop(&self, account: u128, id: u128) -> Result<(), CaptureError> {
         let Some(live) = self.find_live(account, id) else {
-            return self.store.get_any(account, id)?.map(drop).ok_or(CaptureError::Unknown(id));
+            return match self.store.get_any(account, id)? {
+                Some(Capture::Full(_)) => Ok(()),
+                Some(Capture::Simple(_)) => Err(CaptureError::NotFull(id)),
+                None => Err(CaptureError::Unknown(id)),
+            };
         };
         if let Some(record) = live.request_stop(now_us()) {
             // First the job, which packets depend on. Its end may be written before this; then there
@@ -370,6 +408,7 @@ impl Captures {
             self.live().values().for_each(|live| live.stop());
             let sealed = self.busy.load(Ordering::Acquire) == 0;
             if sealed || start.elapsed() > patience {
+                self.simples.shutdown();
                 self.recording.end();
                 self.uploads.shutdown();
                 return sealed;

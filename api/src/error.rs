@@ -7,12 +7,13 @@
 //! | 400 | 1100 to 1109 | the body: each violation is an item with `source.pointer` |
 //! | 400 | 1108, 1111 | a bucket does not take the challenge; an account has not proved that it owns it |
 //! | 400 | 1112, 1113, 1114 | a challenge is wrong, has expired, is the name of its file |
-//! | 400 | 1150 | the API has it, and this version does not |
+//! | 400 | 1145, 1150 | a simple capture is not stopped; it needs the recorder, which is off |
 //! | 404 | 7003, 7000; 1130, 1131 | no such route; no such capture, no such ownership |
 //! | 405, 408, 413 | 1163, 1161, 1160 | method, time, size |
 //! | 409 | 1140, 1143 | too many captures, buckets |
 //! | 409 | 1144 | a capture has nothing to send again |
-//! | 429 | 1141, 1142 | too many failed authentications, event streams |
+//! | 429 | 1141, 1142, 1146, 1147 | too many failed authentications, event streams, simple captures in a \
+//!   minute, or waiting |
 //! | 500, 503 | 1170; 1171 | a fault of ours; interfaces are gone, or the service is shutting down |
 //!
 //! The official clients repeat 408, 409, 429 and 5xx, one of them for minutes, unless told not to:
@@ -32,6 +33,7 @@ use crate::{
     envelope::{Message, Source, failure},
     ownership::OwnershipError,
     request::{Problem, Violation},
+    simple::SimpleError,
 };
 
 /// Why a request is refused.
@@ -116,7 +118,6 @@ fn violation(violation: Violation) -> Message {
         Problem::Contradiction => 1105,
         Problem::Colo => 1106,
         Problem::Destination => 1107,
-        Problem::Unavailable => 1150,
     };
     let source = Some(Source { pointer: violation.pointer });
     Message { code, message: violation.message, source }
@@ -149,6 +150,8 @@ fn capture(error: &CaptureError) -> Told {
         CaptureError::Destination(_) => at("/destination_conf", 1107, text),
         CaptureError::Ownership(error) => ownership(error),
         CaptureError::Retry { .. } => told(StatusCode::CONFLICT, 1144, text),
+        CaptureError::Simple(error) => simple(error),
+        CaptureError::NotFull(_) => told(StatusCode::BAD_REQUEST, 1145, text),
         CaptureError::ShuttingDown => told(StatusCode::SERVICE_UNAVAILABLE, 1171, text),
         CaptureError::Engine(_) | CaptureError::Start(StartError::Gone { .. }) => told(
             StatusCode::SERVICE_UNAVAILABLE,
@@ -180,6 +183,27 @@ fn ownership(error: &OwnershipError) -> Told {
         OwnershipError::Unknown(_) => told(StatusCode::NOT_FOUND, 1131, text),
         OwnershipError::Full { .. } => told(StatusCode::CONFLICT, 1143, text),
         OwnershipError::Store(_) => {
+            tracing::error!(error = with_causes(error), "internal error");
+            internal()
+        }
+    }
+}
+
+fn simple(error: &SimpleError) -> Told {
+    let text = error.to_string();
+    match error {
+        SimpleError::Off => at("/type", 1150, text),
+        SimpleError::TooSoon { wait } => {
+            Told { wait: Some(*wait), ..told(StatusCode::TOO_MANY_REQUESTS, 1146, text) }
+        }
+        SimpleError::Waiting { .. } => {
+            let wait = Some(Duration::from_secs(1));
+            Told { wait, ..told(StatusCode::TOO_MANY_REQUESTS, 1147, text) }
+        }
+        SimpleError::NotFinished => told(StatusCode::CONFLICT, 1151, text),
+        SimpleError::Failed { .. } => told(StatusCode::CONFLICT, 1152, text),
+        SimpleError::Expired { .. } => told(StatusCode::GONE, 1153, text),
+        SimpleError::Store(_) => {
             tracing::error!(error = with_causes(error), "internal error");
             internal()
         }

@@ -51,7 +51,7 @@ pub(crate) struct CreateFull {
     filter_v1: Option<FilterV1>,
 }
 
-/// A simple capture to be. Not available in this version.
+/// A simple capture to be: of what has passed.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[expect(dead_code, reason = "a description; requests are read by hand, to tell all violations")]
@@ -70,7 +70,7 @@ pub(crate) struct CreateSimple {
     packet_limit: u32,
     /// Which packets; without it, all.
     filter_v1: Option<FilterV1>,
-    /// The end of the time that is asked for; without it, now.
+    /// The end of the time that is asked for, within the last 24 hours; without it, now.
     #[schema(format = DateTime)]
     offset_time: Option<String>,
 }

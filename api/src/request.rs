@@ -6,14 +6,19 @@ mod ownership;
 use std::{net::IpAddr, str::FromStr as _, sync::Arc};
 
 use capture_user::filter::{Filter, FilterError, Prefix, Protocol};
+use jiff::{Timestamp, civil::DateTime, tz::TimeZone};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use self::fields::Fields;
+use self::fields::{Fields, cut};
 use crate::{
     colo::Colo,
     destination::{Destination, Destinations},
+    record::now_us,
 };
+
+/// How far back `offset_time` may be, microseconds.
+const LONGEST_AGO_US: i64 = 24 * 3_600_000_000;
 
 /// What kind of thing is wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,8 +39,6 @@ pub enum Problem {
     Colo,
     /// Nothing can be written there.
     Destination,
-    /// It is known, and not in this version.
-    Unavailable,
 }
 
 /// One thing that is wrong with a request.
@@ -73,6 +76,29 @@ pub struct FilterV1 {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(example = 6)]
     pub protocol: Option<u8>,
+}
+
+impl FilterV1 {
+    /// What the engine makes of it.
+    pub fn filter(&self) -> Result<Filter, FilterError> {
+        let prefix = |text: &Option<String>| text.as_deref().map(prefix).transpose();
+        Ok(Filter {
+            src: prefix(&self.source_address)?,
+            dst: prefix(&self.destination_address)?,
+            sport: self.source_port,
+            dport: self.destination_port,
+            protocol: self.protocol.map(Protocol),
+        })
+    }
+}
+
+/// A capture that can be, of either kind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// Packets to come.
+    Full(FullRequest),
+    /// Packets that passed.
+    Simple(SimpleRequest),
 }
 
 /// A full capture that can be.
@@ -118,22 +144,19 @@ pub struct Rules {
 
 impl Rules {
     /// Reads the body of a create request. Everything that is wrong with it is found at once.
-    pub fn read(&self, body: &[u8]) -> Result<FullRequest, Vec<Violation>> {
+    pub fn read(&self, body: &[u8]) -> Result<Request, Vec<Violation>> {
         let map = object(body)?;
         let mut fields = Fields::new(&map, "");
         let kind = fields.choice("type", &["simple", "full"]);
         fields.choice("system", &["magic-transit"]);
         match kind {
-            Some("simple") => {
-                simple(&mut fields);
-                Err(fields.done())
-            }
+            Some("simple") => simple(fields, now_us()).map(Request::Simple),
             // What else is wrong cannot be told without the type; the filter can.
             None => {
                 filter(&mut fields);
                 Err(fields.violations())
             }
-            Some(_) => self.full(fields),
+            Some(_) => self.full(fields).map(Request::Full),
         }
     }
 
@@ -200,26 +223,63 @@ fn object(body: &[u8]) -> Result<Map<String, Value>, Vec<Violation>> {
     }
 }
 
-/// A simple capture is checked as it will be, and refused.
-fn simple(fields: &mut Fields<'_>) {
-    fields.required_number("time_limit", 1, 300);
-    fields.required_number("packet_limit", 1, 10_000);
-    filter(fields);
-    if let Some(time) = fields.text("offset_time", 64)
-        && jiff::Timestamp::from_str(time).is_err()
-        && jiff::civil::DateTime::from_str(time).is_err()
-    {
-        fields.violation(
-            Problem::Value,
-            "offset_time",
-            "must be a time such as 2026-01-01T08:00:00Z; one without a zone is UTC",
-        );
+fn simple(mut fields: Fields<'_>, now_us: i64) -> Result<SimpleRequest, Vec<Violation>> {
+    let time_limit = fields.required_number("time_limit", 1, 300);
+    let packet_limit = fields.required_number("packet_limit", 1, 10_000);
+    let filter = filter(&mut fields);
+    let offset_us = offset(&mut fields, now_us);
+    let violations = fields.done();
+    match (time_limit, packet_limit, filter, offset_us) {
+        (Some(time_limit), Some(packet_limit), Some((filter_v1, _)), Some(offset_us))
+            if violations.is_empty() =>
+        {
+            Ok(SimpleRequest {
+                filter_v1,
+                offset_us,
+                time_limit: time_limit as u32,
+                packet_limit: packet_limit as u32,
+            })
+        }
+        _ => Err(violations),
     }
-    fields.violation(
-        Problem::Unavailable,
-        "type",
-        "`simple` captures are not available in this version of Tapline: create a `full` one",
-    );
+}
+
+/// The time that a simple capture looks back from, UTC microseconds: without one, now.
+fn offset(fields: &mut Fields<'_>, now_us: i64) -> Option<i64> {
+    const KEY: &str = "offset_time";
+    if !fields.has(KEY) {
+        // It is known all the same.
+        fields.text(KEY, 64);
+        return Some(now_us);
+    }
+    let text = fields.text(KEY, 64)?;
+    if text.is_empty() {
+        return Some(now_us);
+    }
+    let time = Timestamp::from_str(text).or_else(|_| {
+        DateTime::from_str(text)
+            .and_then(|time| time.to_zoned(TimeZone::UTC))
+            .map(|time| time.timestamp())
+    });
+    let Ok(time) = time else {
+        let message = format!(
+            "`{KEY}` is `{}`, but must be a time such as 2026-01-01T08:00:00Z; one without a zone is UTC",
+            cut(text)
+        );
+        fields.violation(Problem::Value, KEY, message);
+        return None;
+    };
+    let oldest_us = now_us - LONGEST_AGO_US;
+    if !(oldest_us..=now_us).contains(&time.as_microsecond()) {
+        let message = format!(
+            "`{KEY}` is {time}, but must lie within the last 24 hours: from {} to {}",
+            crate::record::time(oldest_us),
+            crate::record::time(now_us)
+        );
+        fields.violation(Problem::Value, KEY, message);
+        return None;
+    }
+    Some(time.as_microsecond())
 }
 
 fn filter(fields: &mut Fields<'_>) -> Option<(FilterV1, Filter)> {
@@ -255,22 +315,26 @@ fn filter(fields: &mut Fields<'_>) -> Option<(FilterV1, Filter)> {
 
 fn address(fields: &mut Fields<'_>, key: &'static str) -> Option<Prefix> {
     let text = fields.text(key, 64)?;
-    // A zone means something on one host only.
-    let parsed = text.parse::<Prefix>();
-    match parsed {
-        Ok(prefix) => Some(match prefix.address() {
-            // What is on the wire is IPv4.
-            IpAddr::V6(v6) if prefix.length() >= 96 => v6
-                .to_ipv4_mapped()
-                .and_then(|v4| Prefix::new(v4.into(), prefix.length() - 96))
-                .unwrap_or(prefix),
-            _ => prefix,
-        }),
+    match prefix(text) {
+        Ok(prefix) => Some(prefix),
         Err(error) => {
             fields.violation(Problem::Value, key, error.to_string());
             None
         }
     }
+}
+
+/// Reads an address or network. A zone means something on one host only, and is none.
+fn prefix(text: &str) -> Result<Prefix, FilterError> {
+    let prefix = text.parse::<Prefix>()?;
+    Ok(match prefix.address() {
+        // What is on the wire is IPv4.
+        IpAddr::V6(v6) if prefix.length() >= 96 => v6
+            .to_ipv4_mapped()
+            .and_then(|v4| Prefix::new(v4.into(), prefix.length() - 96))
+            .unwrap_or(prefix),
+        _ => prefix,
+    })
 }
 
 #[cfg(test)]

@@ -181,7 +181,7 @@ impl<'a> Fields<'a> {
 }
 
 /// The beginning of a text that may be long.
-fn cut(text: &str) -> String {
+pub(super) fn cut(text: &str) -> String {
     match text.char_indices().nth(ECHO) {
         Some((at, _)) => format!("{}…", &text[..at]),
         None => text.to_owned(),

@@ -25,7 +25,18 @@ fn read(body: &Value) -> Result<FullRequest, Vec<Violation>> {
 }
 
 fn read_in(folder: &std::path::Path, body: &Value) -> Result<FullRequest, Vec<Violation>> {
-    rules(folder).read(&serde_json::to_vec(body).unwrap())
+    match rules(folder).read(&serde_json::to_vec(body).unwrap())? {
+        Request::Full(request) => Ok(request),
+        Request::Simple(request) => panic!("{request:?}"),
+    }
+}
+
+/// A simple request, read at this time.
+fn simple_at(now_us: i64, body: &Value) -> Result<SimpleRequest, Vec<Violation>> {
+    let mut fields = Fields::new(body.as_object().unwrap(), "");
+    fields.choice("type", &["simple"]);
+    fields.choice("system", &["magic-transit"]);
+    simple(fields, now_us)
 }
 
 fn pointers(violations: &[Violation]) -> Vec<(&str, Problem)> {
@@ -163,7 +174,7 @@ fn a_mapped_address_means_the_ipv4_address() {
 }
 
 #[test]
-fn a_simple_request_is_checked_and_then_refused() {
+fn everything_that_is_wrong_with_a_simple_request_is_told() {
     let body = json!({
         "type": "simple", "system": "magic-transit", "time_limit": 301, "offset_time": "yesterday",
         "colo_name": "ord02",
@@ -175,10 +186,55 @@ fn a_simple_request_is_checked_and_then_refused() {
             ("/time_limit", Problem::Value),
             ("/packet_limit", Problem::Missing),
             ("/offset_time", Problem::Value),
-            ("/type", Problem::Unavailable),
             ("/colo_name", Problem::Unknown),
         ]
     );
+}
+
+#[test]
+fn an_offset_time_is_read_as_clients_write_it_and_lies_in_the_last_day() {
+    let now: Timestamp = "2026-01-02T08:00:00Z".parse().unwrap();
+    let body = |offset: Value| {
+        json!({
+            "type": "simple", "system": "magic-transit", "time_limit": 300.0, "packet_limit": 10000.0,
+            "filter_v1": { "protocol": 6.0 }, "offset_time": offset,
+        })
+    };
+    let read = |offset: Value| simple_at(now.as_microsecond(), &body(offset));
+    for (text, want) in [
+        ("", "2026-01-02T08:00:00Z"),
+        ("2026-01-02T08:00:00Z", "2026-01-02T08:00:00Z"),
+        ("2026-01-02T07:00:00", "2026-01-02T07:00:00Z"),
+        ("2026-01-02T07:00:00.123456+01:00", "2026-01-02T06:00:00.123456Z"),
+        ("2026-01-01T08:00:00Z", "2026-01-01T08:00:00Z"),
+    ] {
+        let request = read(json!(text)).unwrap();
+        assert_eq!(crate::record::time(request.offset_us), want, "{text}");
+        assert_eq!((request.time_limit, request.packet_limit), (300, 10_000));
+    }
+    assert_eq!(read(Value::Null).unwrap().offset_us, now.as_microsecond());
+    for text in
+        ["2026-01-02T08:00:00.000001Z", "2026-01-01T07:59:59.999999", "2020-01-01T08:00:00Z"]
+    {
+        let violations = read(json!(text)).unwrap_err();
+        assert_eq!(pointers(&violations), [("/offset_time", Problem::Value)], "{text}");
+        let limits = "from 2026-01-01T08:00:00Z to 2026-01-02T08:00:00Z";
+        assert!(violations[0].message.contains(limits), "{}", violations[0].message);
+    }
+    for value in [json!("noon"), json!("2026-13-01T00:00:00Z"), json!(5)] {
+        let violations = read(value.clone()).unwrap_err();
+        assert_eq!(violations[0].pointer, "/offset_time", "{value}");
+    }
+}
+
+#[test]
+fn a_filter_reads_the_same_from_a_record_as_from_a_request() {
+    let filter = json!({
+        "source_address": "::ffff:192.0.2.1", "destination_address": "10.0.0.0/8", "source_port": 1,
+        "destination_port": 2, "protocol": 17,
+    });
+    let request = with("filter_v1", filter).unwrap();
+    assert_eq!(request.filter_v1.filter().unwrap(), request.filter);
 }
 
 #[test]

@@ -41,7 +41,9 @@ pub(super) async fn list(
 #[utoipa::path(
     post, path = "/accounts/{account_id}/pcaps",
     operation_id = "magic-pcap-collection-create-pcap-request",
-    description = "Starts a full capture. When the answer comes, the next matching packet is captured.",
+    description = "Starts a capture. A full one: when the answer comes, the next matching packet is captured. \
+                   A simple one: packets that have passed before `offset_time` are looked for in what this \
+                   host has recorded.",
     params(("account_id" = String, Path, min_length = 32, max_length = 32)),
     request_body(content = CreateRequest),
     responses(
@@ -58,11 +60,11 @@ pub(super) async fn create(
     let body = read_body(body, app.config.limits.body_bytes).await?;
     // On a thread of its own to the end, also when the client goes away: what has started is
     // remembered, and what is remembered has started.
-    let record = blocking(move || {
+    let capture = blocking(move || {
         let request = app.rules.read(&body).map_err(ApiError::Violations)?;
         Ok(app.captures.create(caller.account, &request)?)
     });
-    Ok(success(record.await?.result()))
+    Ok(success(capture.await?.result()))
 }
 
 #[utoipa::path(
