@@ -53,6 +53,7 @@ pub use self::{
 };
 use crate::{
     config::{Buffers, Config},
+    download::{DownloadError, Files},
     id,
     metrics::Counters,
     ownership::{OwnershipError, Ownerships},
@@ -96,6 +97,9 @@ pub enum CaptureError {
     /// The daemon is on its way out.
     #[error("the service is shutting down")]
     ShuttingDown,
+    /// Its files.
+    #[error(transparent)]
+    Download(#[from] DownloadError),
     /// A simple one.
     #[error(transparent)]
     Simple(#[from] SimpleError),
@@ -318,6 +322,19 @@ impl Captures {
     /// What is recorded all the time.
     pub fn recording(&self) -> &Recording {
         &self.recording
+    }
+
+    /// The files of a capture that has ended, as far as they are on this host.
+    pub fn download(&self, account: u128, id: u128) -> Result<Files, CaptureError> {
+        let record = match self.get(account, id)? {
+            Capture::Simple(record) => return Ok(self.simples.files(&record)?),
+            Capture::Full(record) => record,
+        };
+        if record.outcome.is_none() && !record.is_final() {
+            return Err(DownloadError::NotFinished.into());
+        }
+        let base = self.uploads.base(&record).map_err(OwnershipError::from)?;
+        Ok(Files::of_full(&record, &base)?)
     }
 
     /// What is on its way to where it belongs.

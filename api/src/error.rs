@@ -12,8 +12,11 @@
 //! | 405, 408, 413 | 1163, 1161, 1160 | method, time, size |
 //! | 409 | 1140, 1143 | too many captures, buckets |
 //! | 409 | 1144 | a capture has nothing to send again |
-//! | 429 | 1141, 1142, 1146, 1147 | too many failed authentications, event streams, simple captures in a \
-//!   minute, or waiting |
+//! | 409 | 1151, 1152, 1156 | a download: not finished, nothing in it, a file was changed |
+//! | 410 | 1153, 1154, 1155 | a download: it has expired, is in its bucket, was removed |
+//! | 400, 416 | 1157, 1158; 1159 | a download: link types that pcap cannot have, the format; its range |
+//! | 429 | 1141, 1142, 1148 | too many failed authentications, event streams, downloads |
+//! | 429 | 1146, 1147 | too many simple captures: in a minute, that wait |
 //! | 500, 503 | 1170; 1171 | a fault of ours; interfaces are gone, or the service is shutting down |
 //!
 //! The official clients repeat 408, 409, 429 and 5xx, one of them for minutes, unless told not to:
@@ -25,11 +28,12 @@ use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use capture_user::{engine::StartError, error::with_causes};
+use capture_user::{engine::StartError, error::with_causes, segment::export::ExportError};
 
 use crate::{
     auth::AuthError,
     captures::CaptureError,
+    download::DownloadError,
     envelope::{Message, Source, failure},
     ownership::OwnershipError,
     request::{Problem, Violation},
@@ -61,8 +65,12 @@ pub enum ApiError {
     Timeout(Duration),
     /// The body broke off.
     Broken,
-    /// The API has it, this version has not.
-    Unavailable(&'static str),
+    /// A download is not made in this format; as it was sent.
+    Format(String),
+    /// A range of a file that has this many bytes.
+    Range(u64),
+    /// As many downloads as there may be.
+    Downloads(usize),
     /// As many event streams as there may be.
     Streams(usize),
     /// A fault of ours, which is in the log.
@@ -78,6 +86,12 @@ impl From<AuthError> for ApiError {
 impl From<CaptureError> for ApiError {
     fn from(error: CaptureError) -> Self {
         Self::Capture(error)
+    }
+}
+
+impl From<DownloadError> for ApiError {
+    fn from(error: DownloadError) -> Self {
+        Self::Capture(error.into())
     }
 }
 
@@ -151,6 +165,7 @@ fn capture(error: &CaptureError) -> Told {
         CaptureError::Ownership(error) => ownership(error),
         CaptureError::Retry { .. } => told(StatusCode::CONFLICT, 1144, text),
         CaptureError::Simple(error) => simple(error),
+        CaptureError::Download(error) => download(error),
         CaptureError::NotFull(_) => told(StatusCode::BAD_REQUEST, 1145, text),
         CaptureError::ShuttingDown => told(StatusCode::SERVICE_UNAVAILABLE, 1171, text),
         CaptureError::Engine(_) | CaptureError::Start(StartError::Gone { .. }) => told(
@@ -200,10 +215,27 @@ fn simple(error: &SimpleError) -> Told {
             let wait = Some(Duration::from_secs(1));
             Told { wait, ..told(StatusCode::TOO_MANY_REQUESTS, 1147, text) }
         }
-        SimpleError::NotFinished => told(StatusCode::CONFLICT, 1151, text),
-        SimpleError::Failed { .. } => told(StatusCode::CONFLICT, 1152, text),
-        SimpleError::Expired { .. } => told(StatusCode::GONE, 1153, text),
         SimpleError::Store(_) => {
+            tracing::error!(error = with_causes(error), "internal error");
+            internal()
+        }
+    }
+}
+
+fn download(error: &DownloadError) -> Told {
+    let text = error.to_string();
+    match error {
+        DownloadError::NotFinished => told(StatusCode::CONFLICT, 1151, text),
+        DownloadError::Nothing { .. } => told(StatusCode::CONFLICT, 1152, text),
+        DownloadError::Expired { .. } => told(StatusCode::GONE, 1153, text),
+        DownloadError::Elsewhere { .. } => told(StatusCode::GONE, 1154, text),
+        DownloadError::Removed { .. } => told(StatusCode::GONE, 1155, text),
+        DownloadError::Changed { .. } => told(StatusCode::CONFLICT, 1156, text),
+        DownloadError::Export(ExportError::LinkTypes { .. }) => {
+            let text = format!("{text}, with ?format=pcapng");
+            told(StatusCode::BAD_REQUEST, 1157, text)
+        }
+        DownloadError::Read(_) | DownloadError::Export(_) => {
             tracing::error!(error = with_causes(error), "internal error");
             internal()
         }
@@ -266,7 +298,21 @@ impl ApiError {
                 format!("the request took longer than {} s", limit.as_secs()),
             ),
             Self::Broken => told(StatusCode::BAD_REQUEST, 1100, "the body broke off"),
-            Self::Unavailable(text) => told(StatusCode::BAD_REQUEST, 1150, text),
+            Self::Format(format) => {
+                let format: String = format.chars().take(64).collect();
+                let text = format!("`format` is `{format}`, but must be pcap or pcapng");
+                told(StatusCode::BAD_REQUEST, 1158, text)
+            }
+            Self::Range(length) => told(
+                StatusCode::RANGE_NOT_SATISFIABLE,
+                1159,
+                format!("nothing of the range is in the file, which has {length} bytes"),
+            ),
+            Self::Downloads(limit) => told(
+                StatusCode::TOO_MANY_REQUESTS,
+                1148,
+                format!("{limit} downloads are on their way, the most that this host allows"),
+            ),
             Self::Streams(limit) => told(
                 StatusCode::TOO_MANY_REQUESTS,
                 1142,

@@ -13,7 +13,8 @@
 //! | is read, with everything that is wrong with it | [`request`], [`destination`], [`colo`] |
 //! | may be written where it wants to | [`ownership`], with [`secrets`] |
 //! | becomes a job of the engine, and a record | [`captures`], [`store`] |
-//! | is delivered | [`upload`] |
+//! | is answered out of what was recorded | [`simple`] |
+//! | is delivered, or downloaded | [`upload`], [`download`] |
 //! | is answered | [`record`], [`envelope`] |
 //! | is refused | [`error`], the one place where errors become HTTP |
 //!
@@ -28,6 +29,7 @@ pub mod captures;
 pub mod colo;
 pub mod config;
 pub mod destination;
+pub mod download;
 pub mod envelope;
 pub mod error;
 pub mod http;

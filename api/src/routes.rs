@@ -2,6 +2,8 @@
 
 mod beyond;
 mod caller;
+mod conditions;
+mod download;
 mod events;
 mod ownership;
 mod pcaps;
@@ -10,11 +12,12 @@ pub(crate) use self::{
     beyond::{
         __path_healthz, __path_metrics, __path_openapi, __path_readyz, __path_retry, __path_stats,
     },
+    download::__path_download,
     events::__path_events,
     ownership::{
         __path_add_bucket, __path_list_buckets, __path_remove_bucket, __path_validate_bucket,
     },
-    pcaps::{__path_create, __path_download, __path_get, __path_list, __path_stop},
+    pcaps::{__path_create, __path_get, __path_list, __path_stop},
 };
 
 use std::sync::Arc;
@@ -48,6 +51,8 @@ pub struct App {
     pub counters: Arc<Counters>,
     /// One permit per event stream.
     pub streams: Arc<Semaphore>,
+    /// One permit per download.
+    pub downloads: Arc<Semaphore>,
     /// Turns true when the daemon is told to stop.
     pub closing: watch::Receiver<bool>,
 }
@@ -70,7 +75,7 @@ pub fn router(app: &Arc<App>) -> Router {
         )
         .route("/accounts/{account_id}/pcaps/{pcap_id}", get(pcaps::get))
         .route("/accounts/{account_id}/pcaps/{pcap_id}/stop", put(pcaps::stop))
-        .route("/accounts/{account_id}/pcaps/{pcap_id}/download", get(pcaps::download))
+        .route("/accounts/{account_id}/pcaps/{pcap_id}/download", get(download::download))
         // Beyond the contract.
         .route("/accounts/{account_id}/pcaps/{pcap_id}/stats", get(beyond::stats))
         .route("/accounts/{account_id}/pcaps/{pcap_id}/retry", post(beyond::retry))

@@ -130,6 +130,7 @@ pub fn run(config: &Config) -> Result<(), ServeError> {
         captures,
         counters,
         streams: Arc::new(Semaphore::new(config.limits.event_streams)),
+        downloads: Arc::new(Semaphore::new(config.limits.downloads)),
         closing,
     });
     let http = runtime("tl-http")?;

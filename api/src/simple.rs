@@ -25,6 +25,7 @@ use std::{
 use capture_user::{
     error::with_causes,
     recorder::{self, Answer, Query, QueryError},
+    segment::export::Holds,
 };
 use thiserror::Error;
 use tokio::{runtime::Handle, sync::Semaphore};
@@ -33,6 +34,7 @@ pub use self::record::{PcapSimple, SimpleKind, SimpleRecord};
 use crate::{
     captures::Recording,
     config::{Config, SimpleSettings},
+    download::{DownloadError, Files},
     id,
     metrics::Counters,
     record::Status,
@@ -46,7 +48,7 @@ const MINUTE: Duration = Duration::from_mins(1);
 /// For those that are being looked for when the daemon stops.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// A simple capture cannot be created, or has no file.
+/// A simple capture cannot be created.
 #[derive(Debug, Error)]
 pub enum SimpleError {
     /// Nothing is recorded.
@@ -66,28 +68,6 @@ pub enum SimpleError {
     Waiting {
         /// How many.
         limit: usize,
-    },
-    /// It is still being looked for.
-    #[error("the capture is not finished yet: ask again when its status is success")]
-    NotFinished,
-    /// There is no file, and never was.
-    #[error("the capture has failed, and there is nothing to download: {reason}")]
-    Failed {
-        /// Why.
-        reason: String,
-    },
-    /// There was a file.
-    #[error(
-        "the capture's file has expired: this host keeps them for {hours} hours, and the newest {files} \
-         with {bytes} bytes at most"
-    )]
-    Expired {
-        /// How long.
-        hours: u32,
-        /// How many.
-        files: usize,
-        /// Of which size together.
-        bytes: u64,
     },
     /// The database.
     #[error(transparent)]
@@ -269,21 +249,22 @@ impl Simples {
     }
 
     /// The file of a capture.
-    pub fn file(&self, record: &SimpleRecord) -> Result<PathBuf, SimpleError> {
+    pub fn files(&self, record: &SimpleRecord) -> Result<Files, DownloadError> {
         match record.status {
             Status::Success => {}
             Status::Failed => {
                 let reason = record.error_message.clone().unwrap_or_default();
-                return Err(SimpleError::Failed { reason });
+                return Err(DownloadError::Nothing { reason });
             }
-            _ => return Err(SimpleError::NotFinished),
+            _ => return Err(DownloadError::NotFinished),
         }
         let path = files::path(&self.folder, record.id);
         if !path.is_file() {
             let SimpleSettings { keep_hours: hours, files, bytes, .. } = self.settings;
-            return Err(SimpleError::Expired { hours, files, bytes });
+            return Err(DownloadError::Expired { hours, files, bytes });
         }
-        Ok(path)
+        let SimpleRecord { packets, captured_bytes, .. } = *record;
+        Ok(Files::of_simple(record.id, path, Holds { packets, captured_bytes }))
     }
 
     /// Lets those end that are being looked for; the next start answers the others.

@@ -54,7 +54,7 @@ pub use self::{
 use self::{parts::Compression, task::Task};
 use crate::{
     config::{Config, SpoolSettings, UploadSettings},
-    destination::{Bucket, Destinations},
+    destination::{Bucket, DestinationError, Destinations},
     metrics::Counters,
     ownership::{OwnershipError, Ownerships},
     record::{Record, Segment, Status, now_us},
@@ -150,6 +150,15 @@ impl Uploads {
     /// Where captures for buckets are written.
     pub fn spool(&self) -> &Path {
         &self.spool
+    }
+
+    /// What a capture's folder on this host is in, as long as captures may be written there.
+    pub fn base(&self, record: &Record) -> Result<PathBuf, DestinationError> {
+        if record.is_uploaded() {
+            return Ok(self.spool.clone());
+        }
+        let (destination, _keys) = self.destinations.parse(&record.destination_conf)?;
+        Ok(destination.folder().map(Path::to_path_buf).unwrap_or_default())
     }
 
     /// Bytes in the spool, and how many there may be.

@@ -1,4 +1,4 @@
-//! Captures: create, list, get, stop, download.
+//! Captures: create, list, get, stop.
 
 use std::sync::Arc;
 
@@ -106,26 +106,4 @@ pub(super) async fn stop(
 ) -> Result<StatusCode, ApiError> {
     blocking(move || Ok(app.captures.stop(target.account, target.pcap)?)).await?;
     Ok(StatusCode::NO_CONTENT)
-}
-
-#[utoipa::path(
-    get, path = "/accounts/{account_id}/pcaps/{pcap_id}/download",
-    operation_id = "magic-pcap-collection-download-simple-pcap",
-    description = "The packets of a simple capture. Not available in this version.",
-    params(
-        ("account_id" = String, Path, min_length = 32, max_length = 32),
-        ("pcap_id" = String, Path, min_length = 32, max_length = 32),
-    ),
-    responses((status = "default", body = Failure, description = "Why not")),
-    tag = "pcaps",
-)]
-pub(super) async fn download(
-    State(app): State<Arc<App>>,
-    target: Target,
-) -> Result<Response, ApiError> {
-    blocking(move || Ok(app.captures.get(target.account, target.pcap)?)).await?;
-    Err(ApiError::Unavailable(
-        "downloads are not available in this version of Tapline: the files of a full capture are at its \
-         destination_conf, in the folder pcap_ID",
-    ))
 }
