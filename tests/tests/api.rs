@@ -6,6 +6,7 @@ mod crash;
 mod delivered;
 mod delivery;
 mod delivery_faults;
+mod download;
 mod google;
 mod hostile;
 mod jobs;

@@ -51,14 +51,22 @@ const { BadRequestError, NotFoundError, PermissionDeniedError } = Cloudflare;
 const invalid = await refused(BadRequestError, 1103, () => full(client, { time_limit: 0, packet_limit: 1.5 }));
 assert.deepEqual(invalid.errors.map((item) => item.source.pointer).sort(), ["/packet_limit", "/time_limit"]);
 await refused(BadRequestError, 1104, () => full(client, { extra: 1 }));
-await refused(BadRequestError, 1150, () => pcaps.create({
-  account_id, packet_limit: 10000, system: "magic-transit", time_limit: 300, type: "simple",
-}));
+const simple = await pcaps.create({
+  account_id, packet_limit: 40, system: "magic-transit", time_limit: 300, type: "simple",
+  filter_v1: { destination_port: 2000 },
+});
+assert.equal(simple.status, "pending");
+while (!ends.includes((got = await pcaps.get(simple.id, { account_id })).status)) assert.ok(Date.now() < deadline);
+assert.equal(got.status, "success");
+const length = async (id) => (await (await pcaps.download.get(id, { account_id })).arrayBuffer()).byteLength;
+assert.equal(await length(simple.id), 24 + 40 * (16 + 60));
+await refused(BadRequestError, 1145, () => pcaps.stop(simple.id, { account_id }));
 const unknown = "0".repeat(32);
 await refused(NotFoundError, 1130, () => pcaps.get(unknown, { account_id }));
 await refused(NotFoundError, 1130, () => pcaps.get("../x", { account_id }));
 await refused(NotFoundError, 1130, () => pcaps.stop(unknown, { account_id }));
-await refused(BadRequestError, 1150, () => pcaps.download.get(created.id, { account_id }));
+await refused(NotFoundError, 1130, () => pcaps.download.get(unknown, { account_id }));
+assert.equal(await length(created.id), 24 + 100 * (16 + 60));
 await refused(NotFoundError, 1131, () => pcaps.ownership.delete(unknown, { account_id }));
 await refused(PermissionDeniedError, 10000, () => pcaps.get(created.id, { account_id: unknown }));
 const reader = new Cloudflare({ apiToken: READER });

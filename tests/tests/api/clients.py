@@ -75,8 +75,6 @@ error = refused(cloudflare.BadRequestError, 1103,
                 lambda: full(client, time_limit=0, packet_limit=0, colo_name="ams01"))
 assert len(error.errors) == 3, error.errors
 assert {item.source.pointer for item in error.errors} == {"/time_limit", "/packet_limit", "/colo_name"}
-refused(cloudflare.BadRequestError, 1150, lambda: pcaps.create(
-    account_id=ACCOUNT, packet_limit=10000, system=SYSTEM, time_limit=300, type="simple"))
 refused(cloudflare.BadRequestError, 1111, lambda: full(client, destination_conf="s3://bucket?region=us-east-1"))
 refused(cloudflare.BadRequestError, 1107, lambda: full(client, destination_conf="file:///etc"))
 unknown = "0" * 32
@@ -84,7 +82,8 @@ refused(cloudflare.NotFoundError, 1130, lambda: pcaps.get(unknown, account_id=AC
 refused(cloudflare.NotFoundError, 1130, lambda: pcaps.get("a/b?c", account_id=ACCOUNT))
 refused(cloudflare.NotFoundError, 1130, lambda: pcaps.stop(unknown, account_id=ACCOUNT))
 refused(cloudflare.NotFoundError, 1130, lambda: pcaps.download.get(unknown, account_id=ACCOUNT))
-refused(cloudflare.BadRequestError, 1150, lambda: pcaps.download.get(created.id, account_id=ACCOUNT))
+# The file of a full capture: its header, and what was captured of each packet behind 16 bytes.
+assert len(pcaps.download.get(created.id, account_id=ACCOUNT).read()) == 24 + 100 * (16 + 60)
 assert pcaps.ownership.get(account_id=ACCOUNT).result == []
 refused(cloudflare.BadRequestError, 1107, lambda: pcaps.ownership.create(
     account_id=ACCOUNT, destination_conf="s3://bucket"))
@@ -99,6 +98,22 @@ refused(cloudflare.PermissionDeniedError, 10000, lambda: full(reader))
 # An email and a key, which the client prefers to a token.
 by_key = Cloudflare(api_token="x", api_email="user@example.com", api_key="secret")
 assert by_key.magic_transit.pcaps.get(created.id, account_id=ACCOUNT).id == created.id
+
+# A simple capture: what has passed already.
+simple = pcaps.create(account_id=ACCOUNT, packet_limit=40, system=SYSTEM, time_limit=300, type="simple",
+                      filter_v1={"destination_port": 2000.0, "protocol": 17.0})
+assert type(simple).__name__ == "PCAP" and simple.status == "pending", simple
+while (got := pcaps.get(simple.id, account_id=ACCOUNT)).status == "pending":
+    assert time.time() < deadline, got
+assert type(got).__name__ == "PCAP" and got.status == "success", got
+assert len(pcaps.download.get(simple.id, account_id=ACCOUNT).read()) == 24 + 40 * (16 + 60)
+listed = pcaps.list(account_id=ACCOUNT).result
+assert [item.id for item in listed] == [simple.id, created.id], listed
+assert [is_full(item) for item in listed] == [False, True], listed
+refused(cloudflare.BadRequestError, 1145, lambda: pcaps.stop(simple.id, account_id=ACCOUNT))
+refused(cloudflare.BadRequestError, 1103, lambda: pcaps.create(
+    account_id=ACCOUNT, packet_limit=1, system=SYSTEM, time_limit=1, type="simple",
+    offset_time="2020-01-01T08:00:00Z"))
 
 # What is not the client's fault, and what is: guessing.
 subprocess.run(["ip", "link", "del", os.environ["INTERFACE"]], check=True)

@@ -14,13 +14,14 @@ use tapline_tests::{
     fetch::{node, python},
     generator::{Generator, Template},
     netns::Namespace,
+    pcapng::counted,
     privilege::{require, test_name},
     privileged,
     process::checked,
     veth::Veth,
 };
 
-use super::tshark_count;
+use super::{simple::EVERYTHING, tshark_count};
 
 /// `printf %s secret | sha256sum`
 const KEYS: &str = "[limits]\nauth_failures_per_minute = 3\n[[keys]]\nemail = \"user@example.com\"\n\
@@ -50,7 +51,7 @@ pub(super) fn as_client(
 fn drive(script: impl FnOnce(&Daemon<'_>, &str) -> Command) {
     let (left, right) = (Namespace::new(), Namespace::new());
     let veth = Veth::new(&left, &right);
-    let daemon = Daemon::start(&veth.right, "max_jobs = 1", KEYS);
+    let daemon = Daemon::start(&veth.right, "max_jobs = 1", &format!("{KEYS}\n{EVERYTHING}"));
     let generator = Generator::new(&veth.left, Template::default());
     let mut child = script(&daemon, &veth.right.name)
         .stdin(Stdio::piped())
@@ -219,5 +220,11 @@ fn the_curl_lines_of_the_documentation_work_as_printed() {
         "curl --silent {url} {key} --data '{{\"filter_v1\":{{}},\"time_limit\":300,\
          \"packet_limit\":10000,\"type\":\"simple\",\"system\":\"magic-transit\"}}'"
     ));
-    assert_eq!(simple["errors"][0]["code"], 1150, "{simple}");
+    assert_eq!(simple["result"]["status"], "pending", "{simple}");
+    let simple = simple["result"]["id"].as_str().unwrap();
+    daemon.client().wait(simple);
+    let file = daemon.folder().join("download.pcap");
+    let output = file.display();
+    curl(&format!("curl --silent {url}/{simple}/download {key} --output {output}"));
+    assert_eq!(counted(&file), 0, "nothing passed, and the file is whole");
 }

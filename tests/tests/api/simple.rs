@@ -1,18 +1,26 @@
 //! The recorder in the daemon, and simple captures out of it.
 
-use std::time::Duration;
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::Path,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
-use serde_json::Value;
+use pcap::{Capture, Linktype, Precision};
+use serde_json::{Value, json};
 use tapline_tests::{
-    daemon::{Answer, Daemon},
+    daemon::{Answer, Client, Daemon, OTHER_ACCOUNT},
+    fetch,
     generator::{Generator, Template},
+    needs,
     netns::Namespace,
-    privileged,
-    process::{checked, tapline, wait_until},
+    pcapng, privileged,
+    process::{checked, tapline, tool, wait_until},
     veth::Veth,
 };
 
-use super::NO_RECORDER;
+use super::{NO_RECORDER, clients::as_client};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -79,7 +87,7 @@ fn the_recorder_records_from_the_start_and_what_it_has_survives_sigkill_and_sigt
     assert_eq!(ready["recorder"], "recording", "{ready}");
     assert!(daemon.stop().success(), "{}", daemon.log());
     assert_eq!(found(&daemon), 150, "what was open is sealed");
-    let names = std::fs::read_dir(daemon.folder().join("data/recorder")).unwrap();
+    let names = fs::read_dir(daemon.folder().join("data/recorder")).unwrap();
     let hidden =
         names.filter(|name| name.as_ref().unwrap().file_name().as_encoded_bytes()[0] == b'.');
     assert_eq!(hidden.count(), 0);
@@ -115,4 +123,243 @@ fn a_recorder_that_is_off_says_so_and_leaves_no_trace() {
     assert_eq!(plain(&daemon, "/readyz").json()["recorder"], "off");
     assert!(daemon.log().contains("not recording"), "{}", daemon.log());
     assert!(!daemon.folder().join("data/recorder").exists());
+}
+
+/// A simple capture, with some fields of its own.
+pub(super) fn simple(more: &Value) -> Value {
+    let mut body = json!({
+        "type": "simple", "system": "magic-transit", "time_limit": 300, "packet_limit": 10000,
+    });
+    for (key, value) in more.as_object().unwrap() {
+        body[key] = value.clone();
+    }
+    body
+}
+
+/// Asks, waits for the answer, and gives the capture's id.
+fn ask(client: &mut Client, more: &Value) -> String {
+    let created = client.create(&simple(more));
+    assert_eq!(created["status"], "pending", "{created}");
+    let id = created["id"].as_str().unwrap();
+    let ended = client.wait(id);
+    assert_eq!(ended["status"], "success", "{ended}");
+    id.to_owned()
+}
+
+/// A classic pcap file as libpcap has it: each packet's time, true length, and what was kept.
+fn read(path: &Path) -> Vec<(Duration, u32, Vec<u8>)> {
+    let mut capture = Capture::from_file_with_precision(path, Precision::Nano).unwrap();
+    assert_eq!(capture.get_datalink(), Linktype::ETHERNET);
+    let mut packets = Vec::new();
+    while let Ok(packet) = capture.next_packet() {
+        let time = packet.header.ts;
+        let time = Duration::new(time.tv_sec as u64, time.tv_usec as u32);
+        packets.push((time, packet.header.len, packet.data.to_vec()));
+    }
+    assert!(packets.is_sorted_by_key(|(time, ..)| *time), "not in order");
+    packets
+}
+
+/// The download of a capture in a file, which tshark, capinfos and libpcap read alike.
+pub(super) fn downloaded(daemon: &Daemon<'_>, id: &str) -> Vec<(Duration, u32, Vec<u8>)> {
+    let answer = daemon.client().call("GET", &format!("/{id}/download"), None);
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let path = daemon.folder().join(format!("{id}.pcap"));
+    fs::write(&path, answer.body).unwrap();
+    let packets = read(&path);
+    assert_eq!(pcapng::counted(&path), packets.len() as u64);
+    let name = path.to_str().unwrap();
+    let fields = ["-e", "frame.len", "-e", "frame.cap_len", "-e", "frame.time_epoch"];
+    let output = tool(&[&["tshark", "-n", "-r", name, "-T", "fields"], &fields[..]].concat());
+    let want = packets.iter().map(|(time, length, data)| {
+        let (seconds, nanos) = (time.as_secs(), time.subsec_nanos());
+        format!("{length}\t{}\t{seconds}.{nanos:09}", data.len())
+    });
+    assert!(output.lines().eq(want), "tshark reads something else");
+    packets
+}
+
+/// Waits until the recorder has had this many packets.
+fn recorded(daemon: &Daemon<'_>, count: u64) {
+    wait_until("packets", 5 * SECOND, || {
+        metric(daemon, "tapline_recorder_packets_total") as u64 >= count
+    });
+}
+
+fn now_us() -> u128 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros()
+}
+
+#[test]
+fn the_python_client_gets_what_passed_before_it_asked_and_just_that() {
+    let python = || fetch::python("cloudflare", &["cloudflare==5.9.0"]);
+    needs!(|| python().map(drop));
+    let (left, right) = (Namespace::new(), Namespace::new());
+    let veth = Veth::new(&left, &right);
+    let daemon = Daemon::start(&veth.right, "", EVERYTHING);
+    let template = Template { length: 400, flows: 2, ..Template::default() };
+    let generator = Generator::new(&veth.left, template.clone());
+    generator.send(100);
+    recorded(&daemon, 100);
+    let between = now_us();
+    generator.send(60);
+    recorded(&daemon, 160);
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/api/simple.py");
+    let args = [script.to_str().unwrap()];
+    let mut script = as_client(&daemon, &veth.right.name, &python().unwrap(), &args);
+    script.env("BETWEEN", between.to_string()).env("FOLDER", daemon.folder());
+    let output = checked(&mut script);
+    let ids: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let file = |name: &str| {
+        let path = daemon.folder().join(name);
+        let packets = read(&path);
+        // What the client wrote is what anyone gets.
+        assert_eq!(downloaded(&daemon, ids[name].as_str().unwrap()), packets, "{name}");
+        packets
+    };
+    let stamps = |packets: &[(Duration, u32, Vec<u8>)]| -> BTreeSet<u64> {
+        packets.iter().map(|(.., data)| template.stamp(data).sequence).collect()
+    };
+    let before = file("window");
+    assert_eq!(stamps(&before), (0..100).collect());
+    assert!(before.iter().all(|(time, ..)| time.as_micros() <= between));
+    assert!(before.iter().all(|(_, length, data)| (*length, data.len()) == (400, 160)));
+    assert_eq!(before[0].2, template.expected(template.stamp(&before[0].2))[..160]);
+    let filtered = file("filter");
+    assert_eq!(filtered.len(), 80);
+    assert!(filtered.iter().all(|(.., data)| template.flow(data) == 1001));
+    assert_eq!(stamps(&file("newest")), (130..160).collect());
+    assert_eq!(file("nothing"), []);
+}
+
+#[test]
+fn what_was_asked_before_sigkill_is_answered_after_it_with_what_passed_before() {
+    privileged!();
+    let (left, right) = (Namespace::new(), Namespace::new());
+    let veth = Veth::new(&left, &right);
+    let more = format!("{EVERYTHING}\n[simple]\nat_once = 1");
+    let mut daemon = Daemon::start(&veth.right, "", &more);
+    let generator = Generator::new(&veth.left, Template::default());
+    generator.send(20);
+    wait_until("packets in the file", 5 * SECOND, || found(&daemon) == 20);
+    let mut ids = Vec::new();
+    for _ in 0..10 {
+        for _ in 0..40 {
+            let created = daemon.client().create(&simple(&json!({})));
+            ids.push(created["id"].as_str().unwrap().to_owned());
+        }
+        daemon.kill();
+        daemon.restart();
+        if daemon.log().contains("answering what was asked before") {
+            break;
+        }
+    }
+    assert!(daemon.log().contains("answering what was asked before"), "none was pending");
+    let mut client = daemon.client();
+    for id in &ids {
+        assert_eq!(client.wait(id)["status"], "success");
+    }
+    for id in ids.iter().rev().take(40) {
+        assert_eq!(downloaded(&daemon, id).len(), 20);
+    }
+    let files = fs::read_dir(daemon.folder().join("data/simple")).unwrap();
+    assert_eq!(files.count(), ids.len(), "nothing half written");
+}
+
+/// Every key that a simple capture may have.
+const KEYS: [&str; 8] =
+    ["filter_v1", "id", "offset_time", "status", "submitted", "system", "time_limit", "type"];
+
+#[test]
+fn both_kinds_are_listed_and_a_simple_one_has_its_keys_and_is_not_stopped() {
+    privileged!();
+    let (left, right) = (Namespace::new(), Namespace::new());
+    let veth = Veth::new(&left, &right);
+    let daemon = Daemon::start(&veth.right, "", EVERYTHING);
+    let mut client = daemon.client();
+    let first = ask(&mut client, &json!({ "filter_v1": { "protocol": 6.0 } }));
+    let full = client.create(&daemon.full(&json!({})));
+    let full = full["id"].as_str().unwrap();
+    let last = ask(&mut client, &json!({ "offset_time": "" }));
+    let listed = client.call("GET", "", None).result();
+    let ids: Vec<_> = listed.as_array().unwrap().iter().map(|one| &one["id"]).collect();
+    assert_eq!(ids, [&json!(last), &json!(full), &json!(first)], "newest first");
+    let capture = client.get(&first);
+    assert!(capture.as_object().unwrap().keys().eq(KEYS), "{capture}");
+    assert_eq!(capture["filter_v1"], json!({ "protocol": 6 }));
+    let refused = client.call("PUT", &format!("/{first}/stop"), None);
+    assert_eq!((refused.status, refused.codes()), (400, vec![1145]));
+    client.stop(full);
+    for _ in 0..60 {
+        client.create(&simple(&json!({ "time_limit": 1, "packet_limit": 1 })));
+    }
+    let listed = client.call("GET", "", None).result();
+    assert_eq!(listed.as_array().unwrap().len(), 50);
+    for (offset, limits) in [
+        (json!("2020-01-01T08:00:00Z"), "last 24 hours"),
+        (json!("2100-01-01T08:00:00"), "last 24 hours"),
+        (json!("soon"), "without a zone is UTC"),
+    ] {
+        let body = simple(&json!({ "offset_time": offset }));
+        let refused = client.call("POST", "", Some(&body));
+        assert_eq!((refused.status, refused.codes()), (400, vec![1103]), "{offset}");
+        let message = refused.json()["errors"][0]["message"].to_string();
+        assert!(message.contains(limits), "{message}");
+    }
+}
+
+#[test]
+fn where_the_recorder_is_off_a_simple_capture_is_refused_with_the_line_that_turns_it_on() {
+    privileged!();
+    let (left, right) = (Namespace::new(), Namespace::new());
+    let veth = Veth::new(&left, &right);
+    let daemon = Daemon::start(&veth.right, "", NO_RECORDER);
+    let refused = daemon.client().call("POST", "", Some(&simple(&json!({}))));
+    assert_eq!((refused.status, refused.codes()), (400, vec![1150]));
+    let error = &refused.json()["errors"][0];
+    assert_eq!(error["source"]["pointer"], "/type");
+    let message = error["message"].as_str().unwrap();
+    assert!(message.contains("`enabled = true` in [recorder]"), "{message}");
+}
+
+#[test]
+fn one_simple_capture_per_minute_and_account_where_the_operator_wants_it() {
+    privileged!();
+    let (left, right) = (Namespace::new(), Namespace::new());
+    let veth = Veth::new(&left, &right);
+    let more = format!("{EVERYTHING}\n[simple]\none_per_minute = true");
+    let daemon = Daemon::start(&veth.right, "", &more);
+    let mut client = daemon.client();
+    ask(&mut client, &json!({}));
+    let refused = client.call("POST", "", Some(&simple(&json!({}))));
+    assert_eq!((refused.status, refused.codes()), (429, vec![1146]));
+    assert_eq!(refused.header("x-should-retry"), Some("false"));
+    let wait: u64 = refused.header("retry-after").unwrap().parse().unwrap();
+    assert!((1..=60).contains(&wait), "{wait}");
+    let token = daemon.new_token(OTHER_ACCOUNT, "write");
+    let mut other = Client::new(daemon.connect().unwrap(), &token).of(OTHER_ACCOUNT);
+    ask(&mut other, &json!({}));
+    let listed = client.call("GET", "", None).result();
+    assert_eq!(listed.as_array().unwrap().len(), 1, "a refused one is not remembered");
+}
+
+#[test]
+fn a_file_expires_and_the_capture_is_remembered() {
+    privileged!();
+    let (left, right) = (Namespace::new(), Namespace::new());
+    let veth = Veth::new(&left, &right);
+    let more = format!("{EVERYTHING}\n[simple]\nfiles = 1");
+    let daemon = Daemon::start(&veth.right, "", &more);
+    let mut client = daemon.client();
+    let first = ask(&mut client, &json!({}));
+    assert_eq!(downloaded(&daemon, &first), []);
+    let second = ask(&mut client, &json!({}));
+    wait_until("the first to go", 5 * SECOND, || {
+        client.call("GET", &format!("/{first}/download"), None).status != 200
+    });
+    let gone = client.call("GET", &format!("/{first}/download"), None);
+    assert_eq!((gone.status, gone.codes()), (410, vec![1153]));
+    assert_eq!(gone.header("x-should-retry"), Some("false"));
+    assert_eq!(client.get(&first)["status"], "success");
+    assert_eq!(downloaded(&daemon, &second), []);
 }
