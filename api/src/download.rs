@@ -256,9 +256,9 @@ mod tests {
         fs::write(&outside, [0; 10]).unwrap();
         let base = folder.path().join("base");
         for change in [
-            &|path: &Path| symlink(&outside, path).unwrap() as _,
-            &|path: &Path| fs::write(path, [0; 11]).unwrap() as _,
-            &|path: &Path| fs::create_dir(path).unwrap() as _,
+            &|path: &Path| symlink(&outside, path).unwrap(),
+            &|path: &Path| fs::write(path, [0; 11]).unwrap(),
+            &|path: &Path| fs::create_dir(path).unwrap(),
         ] as [&dyn Fn(&Path); 3]
         {
             let record = record(&base, &["a.pcapng"]);

@@ -70,8 +70,9 @@ pub(crate) struct CreateSimple {
     packet_limit: u32,
     /// Which packets; without it, all.
     filter_v1: Option<FilterV1>,
-    /// The end of the time that is asked for, within the last 24 hours; without it, now.
-    #[schema(format = DateTime)]
+    /// The end of the time that is asked for, within the last 24 hours, in UTC if it has no zone; without
+    /// it, or if it is empty, now.
+    #[schema(max_length = 64, example = "2026-01-01T08:00:00Z")]
     offset_time: Option<String>,
 }
 

@@ -96,7 +96,7 @@ impl FilterV1 {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
     /// Packets to come.
-    Full(FullRequest),
+    Full(Box<FullRequest>),
     /// Packets that passed.
     Simple(SimpleRequest),
 }
@@ -156,7 +156,7 @@ impl Rules {
                 filter(&mut fields);
                 Err(fields.violations())
             }
-            Some(_) => self.full(fields).map(Request::Full),
+            Some(_) => self.full(fields).map(|request| Request::Full(Box::new(request))),
         }
     }
 

@@ -25,19 +25,15 @@ impl Recording {
     /// place among the jobs of the engine.
     pub(super) fn start(config: &Config, engines: &Arc<Engines>) -> Result<Self, RecorderError> {
         let folder = RecorderSettings::folder(&config.data_dir);
-        let recorder = match config.recorder.recorder(&config.data_dir) {
-            Some(settings) => {
-                let engines = Arc::clone(engines);
-                let start =
-                    move |spec: &dyn Fn() -> JobSpec| engines.start(spec).map_err(Into::into);
-                let recorder = Recorder::start(settings, Box::new(start))?;
-                tracing::info!(folder = %folder.display(), "recording");
-                Some(Arc::new(recorder))
-            }
-            None => {
-                tracing::info!("not recording: `recorder.enabled` is false");
-                None
-            }
+        let recorder = if let Some(settings) = config.recorder.recorder(&config.data_dir) {
+            let engines = Arc::clone(engines);
+            let start = move |spec: &dyn Fn() -> JobSpec| engines.start(spec).map_err(Into::into);
+            let recorder = Recorder::start(settings, Box::new(start))?;
+            tracing::info!(folder = %folder.display(), "recording");
+            Some(Arc::new(recorder))
+        } else {
+            tracing::info!("not recording: `recorder.enabled` is false");
+            None
         };
         Ok(Self { folder, recorder: Mutex::new(recorder) })
     }

@@ -26,7 +26,7 @@ fn read(body: &Value) -> Result<FullRequest, Vec<Violation>> {
 
 fn read_in(folder: &std::path::Path, body: &Value) -> Result<FullRequest, Vec<Violation>> {
     match rules(folder).read(&serde_json::to_vec(body).unwrap())? {
-        Request::Full(request) => Ok(request),
+        Request::Full(request) => Ok(*request),
         Request::Simple(request) => panic!("{request:?}"),
     }
 }

@@ -65,7 +65,7 @@ fn a_full_capture_is_one_file_in_the_order_of_time_as_pcap_and_as_pcapng() {
     let veth = Veth::new(&left, &right);
     let daemon = Daemon::start(&veth.right, "", &format!("{SMALL}{NO_RECORDER}"));
     let template = Template { length: 1000, ..Template::default() };
-    let generator = Generator::new(&veth.left, template.clone());
+    let generator = Generator::new(&veth.left, template.clone()).pinned(0);
     let id = full(&daemon, &generator, 1500);
     assert!(daemon.files(&id).len() > 3, "several files");
     let packets = downloaded(&daemon, &id);

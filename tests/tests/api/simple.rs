@@ -153,7 +153,7 @@ fn read(path: &Path) -> Vec<(Duration, u32, Vec<u8>)> {
     let mut packets = Vec::new();
     while let Ok(packet) = capture.next_packet() {
         let time = packet.header.ts;
-        let time = Duration::new(time.tv_sec as u64, time.tv_usec as u32);
+        let time = Duration::new(time.tv_sec.cast_unsigned(), time.tv_usec.cast_unsigned() as u32);
         packets.push((time, packet.header.len, packet.data.to_vec()));
     }
     assert!(packets.is_sorted_by_key(|(time, ..)| *time), "not in order");
@@ -180,9 +180,9 @@ pub(super) fn downloaded(daemon: &Daemon<'_>, id: &str) -> Vec<(Duration, u32, V
 }
 
 /// Waits until the recorder has had this many packets.
-fn recorded(daemon: &Daemon<'_>, count: u64) {
+fn recorded(daemon: &Daemon<'_>, count: u32) {
     wait_until("packets", 5 * SECOND, || {
-        metric(daemon, "tapline_recorder_packets_total") as u64 >= count
+        metric(daemon, "tapline_recorder_packets_total") >= f64::from(count)
     });
 }
 
@@ -198,7 +198,7 @@ fn the_python_client_gets_what_passed_before_it_asked_and_just_that() {
     let veth = Veth::new(&left, &right);
     let daemon = Daemon::start(&veth.right, "", EVERYTHING);
     let template = Template { length: 400, flows: 2, ..Template::default() };
-    let generator = Generator::new(&veth.left, template.clone());
+    let generator = Generator::new(&veth.left, template.clone()).pinned(0);
     generator.send(100);
     recorded(&daemon, 100);
     let between = now_us();

@@ -156,7 +156,7 @@ fn what_does_not_hold_what_was_counted_is_never_given_as_whole() {
     }
     // A block that is damaged in the middle.
     let mut bytes = fs::read(&paths[0]).unwrap();
-    let at = bytes.len() / 2 & !3;
+    let at = (bytes.len() / 2) & !3;
     bytes[at..at + 64].fill(0xff);
     fs::write(&paths[0], bytes).unwrap();
     for format in [Format::Pcap, Format::Pcapng] {
