@@ -10,6 +10,7 @@ mod harness;
 mod limits;
 mod property;
 mod recorder;
+mod sampling;
 mod stages;
 mod tap;
 mod tap_verdict;
