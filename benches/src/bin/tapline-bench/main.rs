@@ -24,6 +24,7 @@ mod long;
 mod machine;
 mod plot;
 mod ratios;
+mod recorder;
 mod results;
 mod run;
 mod streams;
@@ -60,7 +61,7 @@ struct Args {
         long,
         value_enum,
         value_delimiter = ',',
-        default_value = "closed,steady,sweep,one-percent,jobs,streams"
+        default_value = "closed,steady,sweep,one-percent,jobs,streams,recorder"
     )]
     what: Vec<What>,
 
@@ -142,6 +143,8 @@ enum What {
     Jobs,
     /// What a TCP stream suffers (iperf3)
     Streams,
+    /// What the recorder costs, and how long a question to it takes
+    Recorder,
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
@@ -344,6 +347,18 @@ fn tell(
         let (text, values) = streams::measure(folder, args.repeats, args.seconds);
         println!("{text}");
         report.insert("streams".into(), values);
+    }
+    if args.what.contains(&What::Recorder) && !args.smoke {
+        let (text, values) = recorder::cost(folder, args.repeats, args.steady, args.seconds);
+        println!("{text}");
+        report.insert("recorder_cost".into(), values);
+        if present(&[Tool::Tcpdump]).is_empty() {
+            println!("questions to the recorder are not measured without tcpdump");
+        } else {
+            let (text, values) = recorder::questions(folder, args.repeats);
+            println!("{text}");
+            report.insert("recorder_questions".into(), values);
+        }
     }
     let ratios = ratios::of(results);
     println!("{}", ratios::show(&ratios));
