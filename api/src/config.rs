@@ -444,6 +444,7 @@ mod tests {
             ("[recorder]\nbytes = 1000", "recorder.bytes"),
             ("[recorder]\nsample = 0", "recorder.sample"),
             ("[recorder]\nkeep_hours = 0", "recorder.keep_hours"),
+            ("[recorder]\npackets_per_second = 99", "recorder.packets_per_second"),
             ("[recorder]\nsnaplen = 1", "recorder.snaplen"),
             ("[simple]\nfiles = 0", "simple.files"),
             ("colo = \"../x\"", "colo"),

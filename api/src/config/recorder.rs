@@ -6,7 +6,10 @@ use std::{
     time::Duration,
 };
 
-use capture_user::recorder::{FOLDER, RecorderConfig, Sampling};
+use capture_user::{
+    pace::BUDGETS,
+    recorder::{FOLDER, RecorderConfig, Sampling},
+};
 use serde::Deserialize;
 
 use super::{ConfigError, wrong};
@@ -21,6 +24,7 @@ pub struct RecorderSettings {
     pub reserve_bytes: u64,
     pub keep_hours: u32,
     pub sample: u32,
+    pub packets_per_second: u32,
     pub snaplen: u32,
 }
 
@@ -32,6 +36,7 @@ impl Default for RecorderSettings {
             reserve_bytes: 1 << 30,
             keep_hours: 24,
             sample: 100,
+            packets_per_second: 0,
             snaplen: 160,
         }
     }
@@ -56,7 +61,10 @@ impl RecorderSettings {
     }
 
     fn sampling(&self) -> Sampling {
-        Sampling::Fixed(NonZeroU32::new(self.sample).unwrap_or(NonZeroU32::MIN))
+        match self.packets_per_second {
+            0 => Sampling::Fixed(NonZeroU32::new(self.sample).unwrap_or(NonZeroU32::MIN)),
+            packets_per_second => Sampling::Adaptive { packets_per_second },
+        }
     }
 
     /// What is more than a range of one number.
@@ -69,6 +77,14 @@ impl RecorderSettings {
                     "is {max_jobs}, but must be at most {MOST_JOBS} while `recorder.enabled` is true: the \
                      recorder takes one of the 64 places that an interface has"
                 ),
+            ));
+        }
+        let packets = self.packets_per_second;
+        if packets != 0 && !BUDGETS.contains(&packets) {
+            let (least, most) = BUDGETS.into_inner();
+            return Err(wrong(
+                "recorder.packets_per_second",
+                format!("is {packets}, but must be 0, or from {least} to {most}"),
             ));
         }
         config.check().map_err(|error| wrong("recorder", format!("cannot be: {error}")))

@@ -23,8 +23,8 @@ use super::{
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Small segments, so that there are several.
-const SMALL: &str = "[buffers]\nsegment_bytes = 262144\nbytes = 131072\n";
+/// Small segments, so that there are several, and room for all while the disk is busy.
+const SMALL: &str = "[buffers]\nsegment_bytes = 262144\nbytes = 131072\nper_queue = 256\n";
 
 /// The answer to a download with these headers.
 fn get(daemon: &Daemon<'_>, method: &str, id: &str, query: &str, headers: &str) -> Answer {

@@ -363,3 +363,32 @@ fn a_file_expires_and_the_capture_is_remembered() {
     assert_eq!(client.get(&first)["status"], "success");
     assert_eq!(downloaded(&daemon, &second), []);
 }
+
+#[test]
+fn with_a_budget_of_packets_each_one_found_says_how_many_it_stands_for() {
+    privileged!();
+    let (left, right) = (Namespace::new(), Namespace::new());
+    let veth = Veth::new(&left, &right);
+    let more = "[recorder]\npackets_per_second = 200\nbytes = 33554432\nreserve_bytes = 0";
+    let daemon = Daemon::start(&veth.right, "", more);
+    let generator = Generator::new(&veth.left, Template::default());
+    let sent = generator.send_paced(5000, 3 * SECOND);
+    let passed = veth.settle(sent);
+    let mut client = daemon.client();
+    let id = ask(&mut client, &json!({}));
+    let answer = client.call("GET", &format!("/{id}/download?format=pcapng"), None);
+    let path = daemon.folder().join("sampled.pcapng");
+    fs::write(&path, answer.body).unwrap();
+    let line =
+        ["tshark", "-n", "-r", path.to_str().unwrap(), "-T", "fields", "-e", "frame.comment"];
+    let comments = tool(&line);
+    let stands_for = |comment: &str| -> f64 {
+        let number = comment.strip_prefix("sampled 1 in ");
+        number.unwrap_or_else(|| panic!("{comment}")).parse().unwrap()
+    };
+    let weights: Vec<f64> = comments.lines().map(stands_for).collect();
+    let (kept, estimate) = (weights.len(), weights.iter().sum::<f64>());
+    assert!(kept < 1500, "{kept} of {passed} are far above the budget");
+    let ratio = estimate / f64::from(u32::try_from(passed).unwrap());
+    assert!((0.7..1.3).contains(&ratio), "{kept} stand for {estimate} of {passed}");
+}
