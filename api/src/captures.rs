@@ -344,7 +344,8 @@ impl Captures {
 
     /// Turns true when a capture is final; none if it is.
     pub fn delivered(&self, account: u128, id: u128) -> Option<watch::Receiver<bool>> {
-        Some(self.uploads.find(account, id)?.delivered())
+        let full = self.uploads.find(account, id).map(|delivery| delivery.delivered());
+        full.or_else(|| self.simples.ended(id))
     }
 
     /// How far a full capture's files have come.

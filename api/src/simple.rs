@@ -16,7 +16,7 @@ use std::{
     collections::HashMap,
     path::PathBuf,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -28,7 +28,10 @@ use capture_user::{
     segment::export::Holds,
 };
 use thiserror::Error;
-use tokio::{runtime::Handle, sync::Semaphore};
+use tokio::{
+    runtime::Handle,
+    sync::{Semaphore, watch},
+};
 
 pub use self::record::{PcapSimple, SimpleKind, SimpleRecord};
 use crate::{
@@ -85,8 +88,8 @@ pub struct Simples {
     folder: PathBuf,
     /// What bounds how many are looked for at once; closed when the daemon stops.
     turns: Arc<Semaphore>,
-    /// Not final, as far as this process knows.
-    unfinished: AtomicUsize,
+    /// Not final, as far as this process knows; who watches one is told when it is.
+    unfinished: Mutex<HashMap<u128, watch::Sender<bool>>>,
     /// Of these, being looked for.
     working: AtomicUsize,
     /// When each account had its last one.
@@ -113,7 +116,7 @@ impl Simples {
             turns: Arc::new(Semaphore::new(config.simple.at_once)),
             settings: config.simple.clone(),
             folder,
-            unfinished: AtomicUsize::new(0),
+            unfinished: Mutex::default(),
             working: AtomicUsize::new(0),
             last: Mutex::default(),
         });
@@ -126,6 +129,15 @@ impl Simples {
         Ok(simples)
     }
 
+    fn unfinished(&self) -> MutexGuard<'_, HashMap<u128, watch::Sender<bool>>> {
+        self.unfinished.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Turns true when a capture is final; none if it is.
+    pub(crate) fn ended(&self, id: u128) -> Option<watch::Receiver<bool>> {
+        self.unfinished().get(&id).map(watch::Sender::subscribe)
+    }
+
     /// Takes a question, which is answered in a moment.
     pub fn create(
         self: &Arc<Self>,
@@ -136,7 +148,7 @@ impl Simples {
             return Err(SimpleError::Off);
         }
         let limit = self.settings.waiting + self.settings.at_once;
-        if self.unfinished.load(Ordering::Acquire) >= limit {
+        if self.unfinished().len() >= limit {
             return Err(SimpleError::Waiting { limit: self.settings.waiting });
         }
         self.admit(account)?;
@@ -165,7 +177,8 @@ impl Simples {
     /// Answers when it is the turn of this one. When the daemon stops before that, the next start does.
     fn begin(self: &Arc<Self>, record: SimpleRecord) {
         let simples = Arc::clone(self);
-        self.unfinished.fetch_add(1, Ordering::AcqRel);
+        let id = record.id;
+        self.unfinished().insert(id, watch::Sender::new(false));
         self.runtime.spawn(async move {
             let turn = simples.turns.acquire().await;
             if turn.is_ok() {
@@ -179,7 +192,9 @@ impl Simples {
                     tracing::error!(%error, "a simple capture is not answered before the next start");
                 }
             }
-            simples.unfinished.fetch_sub(1, Ordering::AcqRel);
+            if let Some(watched) = simples.unfinished().remove(&id) {
+                watched.send_replace(true);
+            }
         });
     }
 

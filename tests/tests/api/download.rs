@@ -226,19 +226,25 @@ fn no_more_downloads_than_allowed_are_on_their_way_and_a_slow_one_ends_whole() {
 }
 
 #[test]
-fn a_capture_that_has_gone_to_its_bucket_says_where_it_is() {
+fn a_capture_on_its_way_to_a_bucket_is_downloaded_and_one_that_is_there_says_where() {
     needs!(S3Fs::available);
     let (left, right) = (Namespace::new(), Namespace::new());
     let veth = Veth::new(&left, &right);
-    let store = S3Fs::start(&right, STORE, &[BUCKET]);
+    let mut store = S3Fs::start(&right, STORE, &[BUCKET]);
     let keys = Keys::new();
     let daemon = Daemon::start(&veth.right, "", &[&keys.config(&[STORE]), NO_RECORDER].concat());
     let mut client = daemon.client();
     let destination = s3(STORE, "a");
     own(&mut client, &destination, "a", || store.objects(BUCKET));
+    store.kill();
     let body = daemon.full(&json!({ "destination_conf": destination, "packet_limit": 10 }));
     let id = client.create(&body)["id"].as_str().unwrap().to_owned();
     Generator::new(&veth.left, Template::default()).send(10);
+    wait_until("the capture to end", 5 * SECOND, || {
+        client.get(&id)["status"].as_str().unwrap().starts_with("conversion")
+    });
+    assert_eq!(downloaded(&daemon, &id).len(), 10, "out of the spool");
+    store.restart();
     let capture = client.wait(&id);
     assert_eq!(capture["status"], "success", "{capture}");
     let (status, code, message) = refused(&daemon, &id, "");

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs,
+    io::{Read as _, Write as _},
     path::Path,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -10,7 +11,7 @@ use std::{
 use pcap::{Capture, Linktype, Precision};
 use serde_json::{Value, json};
 use tapline_tests::{
-    daemon::{Answer, Client, Daemon, OTHER_ACCOUNT},
+    daemon::{ACCOUNT, Answer, Client, Daemon, OTHER_ACCOUNT},
     fetch,
     generator::{Generator, Template},
     needs,
@@ -266,6 +267,21 @@ fn what_was_asked_before_sigkill_is_answered_after_it_with_what_passed_before() 
     assert_eq!(files.count(), ids.len(), "nothing half written");
 }
 
+/// The last that is told of a capture.
+fn last_event(daemon: &Daemon<'_>, id: &str) -> Value {
+    let mut stream = daemon.connect().unwrap();
+    let request = format!(
+        "GET /accounts/{ACCOUNT}/pcaps/{id}/events HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\
+         authorization: Bearer {}\r\n\r\n",
+        daemon.token
+    );
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    let last = text.lines().filter_map(|line| line.strip_prefix("data: ")).next_back();
+    serde_json::from_str(last.unwrap_or_else(|| panic!("{text}"))).unwrap()
+}
+
 /// Every key that a simple capture may have.
 const KEYS: [&str; 8] =
     ["filter_v1", "id", "offset_time", "status", "submitted", "system", "time_limit", "type"];
@@ -281,9 +297,15 @@ fn both_kinds_are_listed_and_a_simple_one_has_its_keys_and_is_not_stopped() {
     let full = client.create(&daemon.full(&json!({})));
     let full = full["id"].as_str().unwrap();
     let last = ask(&mut client, &json!({ "offset_time": "" }));
+    let watched = client.create(&simple(&json!({})))["id"].as_str().unwrap().to_owned();
+    assert_eq!(
+        last_event(&daemon, &watched)["status"],
+        "success",
+        "the stream ends with the capture"
+    );
     let listed = client.call("GET", "", None).result();
     let ids: Vec<_> = listed.as_array().unwrap().iter().map(|one| &one["id"]).collect();
-    assert_eq!(ids, [&json!(last), &json!(full), &json!(first)], "newest first");
+    assert_eq!(ids, [&json!(watched), &json!(last), &json!(full), &json!(first)], "newest first");
     let capture = client.get(&first);
     assert!(capture.as_object().unwrap().keys().eq(KEYS), "{capture}");
     assert_eq!(capture["filter_v1"], json!({ "protocol": 6 }));
