@@ -22,6 +22,7 @@ use capture_user::{
 use fastrand::Rng;
 use pcap::{Capture, Linktype, Precision};
 use tapline_tests::{
+    daemon::Daemon,
     disk::{SmallDisk, names},
     frames::Frame,
     generator::{Generator, Template},
@@ -538,4 +539,48 @@ fn adaptive_sampling_holds_its_budget_over_a_swing_of_the_load_and_packets_say_w
         let sum: f64 = weights.iter().sum();
         assert!((sum / answer.estimated - 1.0).abs() < 1e-9);
     }
+}
+
+#[test]
+fn sigkill_under_load_costs_only_what_had_not_reached_the_open_segment() {
+    const RATE: u64 = 20_000;
+    privileged!();
+    let (left, right) = (Namespace::new(), Namespace::new());
+    let veth = Veth::new(&left, &right);
+    let everything = "[recorder]\nsample = 1\nbytes = 33554432\nreserve_bytes = 0";
+    let mut daemon = Daemon::start(&veth.right, "", everything);
+    let template = Template::default();
+    let generator = Generator::new(&veth.left, template.clone()).pinned(0);
+    let passed = thread::scope(|scope| {
+        let traffic = scope.spawn(|| generator.send_paced(RATE, 6 * SECOND));
+        thread::sleep(4 * SECOND);
+        let passed = generator.sent();
+        daemon.kill();
+        traffic.join().unwrap();
+        passed
+    });
+    let data = daemon.folder().join("data");
+    let target = daemon.folder().join("found.pcapng");
+    let found = || -> Vec<u64> {
+        let packets = query(&data, &target, &[]).packets;
+        packets.iter().map(|packet| template.stamp(&packet.data).sequence).collect()
+    };
+    // Several segments are sealed, and the open one is as it was left.
+    let files = names(&data.join("recorder"));
+    let with =
+        |end: &str| files.iter().filter(|name| name.to_str().unwrap().ends_with(end)).count();
+    assert!(with(".pcapng") > 3 && with(".pcapng.part") == 1, "{files:?}");
+    let left_behind = found();
+    let count = left_behind.len() as u64;
+    assert!(left_behind.iter().copied().eq(0..count), "without a hole");
+    // By itself it gets there within half a second; this machine may have much else to do.
+    assert!(count + RATE * 2 > passed, "{count} of {passed}");
+    // Nothing more is lost when the next run takes over.
+    daemon.restart();
+    assert!(found().iter().copied().eq(0..count));
+    generator.send(100);
+    wait_until("the next run", 10 * SECOND, || found().len() as u64 == count + 100);
+    assert!(daemon.stop().success(), "{}", daemon.log());
+    let files = names(&data.join("recorder"));
+    assert!(files.iter().all(|name| name.to_str().unwrap().as_bytes()[0] != b'.'), "{files:?}");
 }
