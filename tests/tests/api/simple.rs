@@ -414,3 +414,52 @@ fn with_a_budget_of_packets_each_one_found_says_how_many_it_stands_for() {
     let ratio = estimate / f64::from(u32::try_from(passed).unwrap());
     assert!((0.7..1.3).contains(&ratio), "{kept} stand for {estimate} of {passed}");
 }
+
+#[test]
+fn a_simple_capture_has_what_passed_on_every_interface_in_the_order_of_time() {
+    privileged!();
+    let (left, right) = (Namespace::new(), Namespace::new());
+    let (one, other) = (Veth::new(&left, &right), Veth::new(&left, &right));
+    let more = format!("[[interfaces]]\nname = \"{}\"\n{EVERYTHING}", other.right.name);
+    let daemon = Daemon::start(&one.right, "", &more);
+    let generators = [&one, &other].map(|veth| Generator::new(&veth.left, Template::default()));
+    for round in 0..10 {
+        generators[round % 2].send(10);
+    }
+    recorded(&daemon, 100);
+    let mut client = daemon.client();
+    let id = ask(&mut client, &json!({}));
+    assert_eq!(downloaded(&daemon, &id).len(), 100);
+    let answer = client.call("GET", &format!("/{id}/download?format=pcapng"), None);
+    let path = daemon.folder().join("both.pcapng");
+    fs::write(&path, answer.body).unwrap();
+    let contents = pcapng::accepted(&path);
+    for name in [&one.right.name, &other.right.name] {
+        let named = |interface: u32| contents.interfaces[interface as usize].name.as_ref();
+        let of = contents.packets.iter().filter(|packet| named(packet.interface) == Some(name));
+        assert_eq!(of.count(), 50, "{name}");
+    }
+}
+
+#[test]
+fn a_simple_capture_that_cannot_be_answered_fails_and_its_download_says_why() {
+    privileged!();
+    let (left, right) = (Namespace::new(), Namespace::new());
+    let veth = Veth::new(&left, &right);
+    let daemon = Daemon::start(&veth.right, "", EVERYTHING);
+    let folder = daemon.folder().join("data/simple");
+    fs::remove_dir(&folder).unwrap();
+    fs::write(&folder, "in the way").unwrap();
+    let mut client = daemon.client();
+    let id = client.create(&simple(&json!({})))["id"].as_str().unwrap().to_owned();
+    let failed = client.wait(&id);
+    assert_eq!(failed["status"], "failed");
+    assert!(failed.as_object().unwrap().keys().eq(KEYS), "{failed}");
+    let refused = client.call("GET", &format!("/{id}/download"), None);
+    assert_eq!((refused.status, refused.codes()), (409, vec![1152]));
+    let message = refused.json()["errors"][0]["message"].to_string();
+    assert!(message.contains("Not a directory") && !message.contains("data/simple"), "{message}");
+    fs::remove_file(&folder).unwrap();
+    fs::create_dir(&folder).unwrap();
+    ask(&mut client, &json!({}));
+}
