@@ -59,7 +59,7 @@ const LONG_S: f64 = 0.06;
 const PAYBACK_S: f64 = 0.25;
 
 /// Most of the budget that is saved up, seconds of it.
-const CREDIT_S: f64 = 0.05;
+const CREDIT_S: f64 = 0.1;
 
 /// Most that is paid back, seconds of the budget.
 const DEBT_S: f64 = 1.0;

@@ -153,7 +153,8 @@ pub enum Sampling {
     /// One in this many.
     Fixed(NonZeroU32),
     /// So many a second, over all interfaces: one in how many rises and falls with the load, and each
-    /// packet is kept with what it stands for. Of a smaller load, every packet. See [`pace`].
+    /// packet is kept with what it stands for. Of a smaller load, every packet but those of bursts. See
+    /// [`pace`].
     Adaptive {
         /// What is kept a second.
         packets_per_second: u32,

@@ -1,6 +1,7 @@
 //! The load generator: stamped frames into one end of a veth pair, made in the kernel.
 
 use std::{
+    io::ErrorKind,
     net::{IpAddr, Ipv4Addr},
     thread,
     time::{Duration, Instant},
@@ -9,7 +10,7 @@ use std::{
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, MapData, PerCpuArray},
-    programs::{TestRun as _, TestRunAttrs, TestRunOptions, Xdp, XdpMode},
+    programs::{ProgramError, TestRun as _, TestRunAttrs, TestRunOptions, Xdp, XdpMode},
 };
 use capture_ebpf::abi::generator::{CONFIG, Config, MAX_SHAPES, PROGRAM, SENT, Shape, Stamp};
 use nix::{
@@ -199,7 +200,7 @@ impl<'a> Generator<'a> {
             let mut rest = count;
             while rest > 0 {
                 let now = rest.min(BATCH.into()) as u32;
-                burst(program, frame, now);
+                self.burst(program, frame, now);
                 rest -= u64::from(now);
                 // Time to take them, also for a receiver that lives on this very CPU.
                 thread::sleep(Duration::from_millis(1));
@@ -222,7 +223,7 @@ impl<'a> Generator<'a> {
                     continue;
                 }
                 let now = due.min(CHUNK.into()) as u32;
-                burst(program, frame, now);
+                self.burst(program, frame, now);
                 done += u64::from(now);
             }
         });
@@ -249,7 +250,7 @@ impl<'a> Generator<'a> {
                     continue;
                 }
                 let now = room.min(CHUNK.into()) as u32;
-                burst(program, frame, now);
+                self.burst(program, frame, now);
                 done += u64::from(now);
             }
         });
@@ -267,10 +268,22 @@ impl<'a> Generator<'a> {
         let before = self.sent();
         self.inside(|program, frame| {
             while holds() {
-                burst(program, frame, CHUNK);
+                self.burst(program, frame, CHUNK);
             }
         });
         self.sent() - before
+    }
+
+    /// Sends some frames, in one go or in as many as it takes.
+    fn burst(&self, program: &Xdp, frame: &[u8], count: u32) {
+        let until = self.sent() + u64::from(count);
+        let mut rest = count;
+        while !run(program, frame, rest) {
+            rest = until.saturating_sub(self.sent()) as u32;
+            if rest == 0 {
+                break;
+            }
+        }
     }
 
     fn inside(&self, body: impl FnOnce(&Xdp, &[u8]) + Send) {
@@ -304,12 +317,22 @@ fn stay_known(namespace: &Namespace, program: &mut Xdp) {
     namespace.enter(|| program.attach(&name, XdpMode::Skb).unwrap());
 }
 
-fn burst(program: &Xdp, frame: &[u8], count: u32) {
+/// Sends some frames; false when the kernel broke off, as it does when it has something else to say to the
+/// thread.
+fn run(program: &Xdp, frame: &[u8], count: u32) -> bool {
     let options = TestRunOptions {
         data_in: Some(frame),
         repeat: count,
         attrs: TestRunAttrs::new().xdp_live_frames(BATCH),
         ..TestRunOptions::default()
     };
-    program.test_run(options).unwrap();
+    match program.test_run(options) {
+        Ok(_) => true,
+        Err(ProgramError::SyscallError(error))
+            if error.io_error.kind() == ErrorKind::Interrupted =>
+        {
+            false
+        }
+        Err(error) => panic!("{error}"),
+    }
 }

