@@ -3,6 +3,8 @@
 use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::{Duration, Instant},
 };
 
 use capture_user::{
@@ -12,6 +14,9 @@ use capture_user::{
 
 use super::engine::Engines;
 use crate::config::{Config, RecorderSettings};
+
+/// For others to let go of the recorder when the daemon stops.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The recorder, if it is on.
 #[derive(Debug)]
@@ -68,7 +73,19 @@ impl Recording {
 
     /// Seals what is open, and records no more.
     pub(super) fn end(&self) {
-        let recorder = self.recorder().take();
-        drop(recorder);
+        let mut recorder = self.recorder().take();
+        let start = Instant::now();
+        // Whoever asks it something has it for a moment, and is not to be the one that seals: nobody waits
+        // for that.
+        while let Some(shared) = recorder.take() {
+            match Arc::try_unwrap(shared) {
+                Ok(own) => drop(own),
+                Err(shared) if start.elapsed() < PATIENCE => {
+                    thread::sleep(Duration::from_millis(1));
+                    recorder = Some(shared);
+                }
+                Err(_shared) => tracing::error!("the recorder is still in use, and is not sealed"),
+            }
+        }
     }
 }

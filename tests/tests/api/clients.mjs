@@ -39,6 +39,7 @@ while ((got = await pcaps.get(created.id, { account_id })).packets_captured < 10
 const listed = [];
 for await (const item of pcaps.list({ account_id })) listed.push(item.id);
 assert.deepEqual(listed, [created.id]);
+await refused(Cloudflare.ConflictError, 1151, () => pcaps.download.get(created.id, { account_id }));
 await refused(Cloudflare.ConflictError, 1140, () => full(client));
 assert.ok((await pcaps.stop(created.id, { account_id })) == null);
 const ends = ["success", "failed"];

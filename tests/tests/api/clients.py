@@ -62,6 +62,9 @@ listed = pcaps.list(account_id=ACCOUNT).result
 assert [item.id for item in listed] == [created.id], listed
 assert is_full(listed[0]), type(listed[0])
 
+# It is not finished yet.
+refused(cloudflare.ConflictError, 1151, lambda: pcaps.download.get(created.id, account_id=ACCOUNT))
+
 # The daemon's limit is one.
 refused(cloudflare.ConflictError, 1140, lambda: full(client))
 assert pcaps.stop(created.id, account_id=ACCOUNT) is None

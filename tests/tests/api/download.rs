@@ -204,11 +204,15 @@ fn no_more_downloads_than_allowed_are_on_their_way_and_a_slow_one_ends_whole() {
     privileged!();
     let (left, right) = (Namespace::new(), Namespace::new());
     let veth = Veth::new(&left, &right);
+    // Sockets that hold far less than what is sent.
+    for buffers in ["net/ipv4/tcp_rmem", "net/ipv4/tcp_wmem"] {
+        right.sysctl(buffers, "4096 65536 262144");
+    }
     let more = format!("{SMALL}{NO_RECORDER}\n[limits]\ndownloads = 1");
     let daemon = Daemon::start(&veth.right, "", &more);
     let generator = Generator::new(&veth.left, Template { length: 1400, ..Template::default() });
     let id = full(&daemon, &generator, 10_000);
-    // More than sockets hold, and not read: the daemon waits.
+    // It is not read: the daemon waits.
     let mut slow = daemon.connect().unwrap();
     let request = format!(
         "GET /accounts/{ACCOUNT}/pcaps/{id}/download HTTP/1.1\r\nhost: x\r\n\

@@ -5,6 +5,7 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     path::Path,
+    thread,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -102,7 +103,7 @@ fn a_recorder_whose_interface_goes_and_comes_back_records_again() {
     let name = veth.right.name.clone();
     let daemon = Daemon::start(&veth.right, "", EVERYTHING);
     right.run(&["ip", "link", "del", &name]);
-    wait_until("the recorder to notice", 10 * SECOND, || {
+    wait_until("the recorder to notice", 30 * SECOND, || {
         metric(&daemon, "tapline_recorder_recording") == 0.0
     });
     assert!(daemon.log().contains("recorder's job has ended"), "{}", daemon.log());
@@ -110,7 +111,7 @@ fn a_recorder_whose_interface_goes_and_comes_back_records_again() {
     right.run(&["ip", "link", "set", &name, "up"]);
     let ready = plain(&daemon, "/readyz").json()["recorder"].as_str().unwrap().to_owned();
     assert!(ready.starts_with("not recording: ") && ready.contains(&name), "{ready}");
-    wait_until("the recorder to record again", 20 * SECOND, || {
+    wait_until("the recorder to record again", 60 * SECOND, || {
         plain(&daemon, "/readyz").json()["recorder"] == "recording"
     });
 }
@@ -462,4 +463,34 @@ fn a_simple_capture_that_cannot_be_answered_fails_and_its_download_says_why() {
     fs::remove_file(&folder).unwrap();
     fs::create_dir(&folder).unwrap();
     ask(&mut client, &json!({}));
+}
+
+#[test]
+fn more_simple_captures_than_may_wait_are_refused_and_the_others_are_answered() {
+    privileged!();
+    let (left, right) = (Namespace::new(), Namespace::new());
+    let veth = Veth::new(&left, &right);
+    let more = format!("{EVERYTHING}\n[simple]\nat_once = 1\nwaiting = 1");
+    let daemon = Daemon::start(&veth.right, "", &more);
+    let ask_some = || -> Vec<Answer> {
+        let mut client = daemon.client();
+        (0..10).map(|_| client.call("POST", "", Some(&simple(&json!({}))))).collect()
+    };
+    let answers: Vec<Answer> = thread::scope(|scope| {
+        let clients: Vec<_> = (0..8).map(|_| scope.spawn(ask_some)).collect();
+        clients.into_iter().flat_map(|client| client.join().unwrap()).collect()
+    });
+    let (taken, refused): (Vec<_>, Vec<_>) =
+        answers.into_iter().partition(|answer| answer.status == 200);
+    assert!(!taken.is_empty() && !refused.is_empty(), "{} taken", taken.len());
+    for answer in refused {
+        assert_eq!((answer.status, answer.codes()), (429, vec![1147]));
+        assert_eq!(answer.header("retry-after"), Some("1"));
+        assert_eq!(answer.header("x-should-retry"), Some("false"));
+    }
+    let mut client = daemon.client();
+    for answer in taken {
+        let ended = client.wait(answer.result()["id"].as_str().unwrap());
+        assert_eq!(ended["status"], "success");
+    }
 }
