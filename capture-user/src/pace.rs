@@ -18,6 +18,8 @@
 //!     falls smoothly. Each worker measures its own and publishes it to the others; a packet counts as K.
 //!   - The correction pays back what was too much within a moment, and what was too little as far as the
 //!     credit goes, which is little, so that after a pause a burst finds not more than that.
+//!   - While more than half of the credit is left, N is K: of a load below the budget also a short burst is
+//!     kept whole.
 //! - When the load falls, K is too large for some tenths of a second, and less than the budget is kept.
 
 use std::{
@@ -217,6 +219,12 @@ impl Pacer {
         load / self.per_second * ((debt - credit) / (PAYBACK_S * self.stretch)).exp()
     }
 
+    /// Whether enough is saved up for a burst, which is not thinned as long.
+    fn has_saved(&self, now_ns: u64) -> bool {
+        let spent_ns = self.spent_ns.load(Relaxed);
+        seconds(spent_ns, now_ns) > CREDIT_S / 2.0 * self.stretch
+    }
+
     /// Takes one packet from the budget.
     fn pay(&self, now_ns: u64) {
         let nanoseconds = |seconds: f64| Duration::from_secs_f64(seconds).as_nanos() as u64;
@@ -287,7 +295,11 @@ impl Thinner {
         }
         let (short_s, long_s) = (SHORT_S * self.pacer.stretch, LONG_S * self.pacer.stretch);
         let own = self.short.at(now_ns, short_s).max(self.long.at(now_ns, long_s));
-        let wanted = self.pacer.wanted(own + self.others, now_ns);
+        let wanted = if self.pacer.has_saved(now_ns) {
+            k
+        } else {
+            self.pacer.wanted(own + self.others, now_ns)
+        };
         self.short.add(k, now_ns, short_s);
         self.long.add(k, now_ns, long_s);
         let own = self.short.per_second.max(self.long.per_second);

@@ -212,3 +212,18 @@ fn a_weight_reads_as_the_sentence_that_readers_know() {
         assert_eq!(weight.comment().text(), want.as_bytes());
     }
 }
+
+#[test]
+fn a_short_burst_in_a_load_below_the_budget_is_kept_whole() {
+    let mut world = World::new(1000, 2, 3);
+    world.load(100, 1, Arrival::Regular);
+    for _ in 0..20 {
+        // Nearly half of what may be saved up, at once.
+        for _ in 0..40 {
+            world.now_ns += 1000;
+            world.packet();
+        }
+        world.load(100, 1, Arrival::Regular);
+    }
+    assert!(near(world.kept.packets(0, u64::MAX), 21.0 * 100.0 + 20.0 * 40.0, 0.02));
+}
