@@ -43,6 +43,7 @@ pub mod ring;
 pub mod segment;
 pub mod socket;
 pub mod source;
+pub mod spin;
 pub mod spool;
 pub mod stats;
 pub mod sys;

@@ -190,6 +190,8 @@ pub struct Socket {
     umem: Umem,
     batch: [FrameDesc; BATCH],
     held: usize,
+    /// Kernel time of the newest packet so far.
+    newest_ns: u64,
     zero_copy: bool,
     multi_buffer: bool,
     // Never used, but the socket goes when its queues do.
@@ -277,6 +279,7 @@ impl Socket {
             umem,
             batch: [FrameDesc::default(); BATCH],
             held: 0,
+            newest_ns: 0,
             zero_copy,
             multi_buffer: flags.contains(BindFlags::XDP_USE_SG),
             _tx: tx,
@@ -311,26 +314,36 @@ impl Socket {
         unsafe { std::slice::from_raw_parts(start, len) }
     }
 
-    /// The kernel program's header in front of a packet, and the packet's bytes behind it.
-    fn split(data: &[u8]) -> (Header, &[u8]) {
+    /// The kernel program's header in front of a packet, and the packet's bytes behind it. `newest_ns` is
+    /// the time of the packet before.
+    #[inline]
+    fn split(data: &[u8], newest_ns: u64) -> (Header, &[u8]) {
         let at = data.as_ptr().expose_provenance() - HEADER_LEN;
-        let metadata = ptr::with_exposed_provenance_mut::<Header>(at);
+        let metadata = ptr::with_exposed_provenance::<Header>(at);
         // SAFETY: `HEADER_LEN` bytes in front of a packet lie in the frame's headroom, which is 256
         // bytes and belongs to the frame. Any bytes are a valid `Header`.
         let header = unsafe { metadata.read_unaligned() };
-        if header.magic == HEADER_MAGIC {
-            // So that it is not taken for the next packet's, should that come without.
-            // SAFETY: as above; the frame is this module's, so nobody else reads or writes it.
-            unsafe { metadata.cast::<u32>().write_unaligned(0) };
+        if header.magic == HEADER_MAGIC && header.time_ns > newest_ns {
             return (header, data);
         }
-        // A driver without metadata: the header is in the frame itself.
-        let Some((front, rest)) = data.split_first_chunk::<HEADER_LEN>() else {
-            return (Header::default(), data);
-        };
-        // SAFETY: 32 readable bytes, any of which are a valid `Header`.
-        let header = unsafe { front.as_ptr().cast::<Header>().read_unaligned() };
-        if header.magic == HEADER_MAGIC { (header, rest) } else { (Header::default(), data) }
+        Self::split_odd(header, data, newest_ns)
+    }
+
+    /// Without metadata, the header is in the frame itself, and what is in front of it is an earlier
+    /// packet's, with an earlier time. It is not wiped out when it is read: the frame would have to come
+    /// back to the kernel's CPU for each packet.
+    #[cold]
+    fn split_odd(metadata: Header, data: &[u8], newest_ns: u64) -> (Header, &[u8]) {
+        if let Some((front, rest)) = data.split_first_chunk::<HEADER_LEN>() {
+            // SAFETY: 32 readable bytes, any of which are a valid `Header`.
+            let header = unsafe { front.as_ptr().cast::<Header>().read_unaligned() };
+            if header.magic == HEADER_MAGIC && header.time_ns >= newest_ns {
+                return (header, rest);
+            }
+        }
+        // Clocks of two CPUs may be a little apart.
+        let known = metadata.magic == HEADER_MAGIC;
+        (if known { metadata } else { Header::default() }, data)
     }
 }
 
@@ -350,10 +363,12 @@ impl Source for Socket {
         }
         let have = self.held + taken;
         let mut done = 0;
+        let mut newest_ns = self.newest_ns;
         while done < have {
             let first = &self.batch[done];
             if !first.has_more_frames() {
-                let (header, data) = Self::split(self.bytes(first));
+                let (header, data) = Self::split(self.bytes(first), newest_ns);
+                newest_ns = newest_ns.max(header.time_ns);
                 each(&Received { header, data, rest: &[] });
                 done += 1;
                 continue;
@@ -367,7 +382,8 @@ impl Source for Socket {
             for (part, frame) in parts.iter_mut().zip(&self.batch[done + 1..=done + more]) {
                 *part = self.bytes(frame);
             }
-            let (header, data) = Self::split(self.bytes(first));
+            let (header, data) = Self::split(self.bytes(first), newest_ns);
+            newest_ns = newest_ns.max(header.time_ns);
             each(&Received { header, data, rest: &parts[..more] });
             done += more + 1;
         }
@@ -377,6 +393,7 @@ impl Source for Socket {
         debug_assert_eq!(given, done, "all frames fit in the fill ring");
         self.batch.copy_within(done..have, 0);
         self.held = have - done;
+        self.newest_ns = newest_ns;
         if self.fill.needs_wakeup() {
             self.kick();
         }

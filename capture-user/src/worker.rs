@@ -30,12 +30,9 @@ use crate::{
     placement,
     segment::pcapng::{self, Direction, Packet},
     source::{Received, Source, SourceCounters, Wake},
+    spin::{Next, Spin},
     stats::{QueueCounters, QueueTotals},
 };
-
-/// Empty looks at the queue before the worker sleeps. A few microseconds: shorter than waking up
-/// takes, so that a steady stream is never slept through, and too short to be seen as load.
-const SPINS: u32 = 200;
 
 /// Longest sleep; bounds how late a partly filled buffer is passed on.
 const LONG_NAP: Duration = Duration::from_millis(100);
@@ -349,28 +346,26 @@ impl<S: Source> Worker<S> {
         if let Some(cpu) = self.config.cpu {
             placement::pin(&self.config.name, &[cpu]);
         }
-        let mut idle = 0;
+        let mut spin = Spin::new(S::WAKES);
         loop {
             if self.called.swap(false, Ordering::Acquire) && !self.answer_calls() {
                 return;
             }
             if self.batch() > 0 {
-                idle = 0;
+                spin.found();
                 self.nap = if S::WAKES { LONG_NAP } else { SHORT_NAP };
                 continue;
             }
-            idle += 1;
-            if idle == 1 {
+            match spin.empty() {
                 // The looks that follow see what had been put on the queue by now.
-                self.empty_at_ns = monotonic_ns();
+                Next::First(now_ns) => self.empty_at_ns = now_ns,
+                Next::Look => {}
+                Next::Sleep => {
+                    self.tidy();
+                    self.sleep();
+                    self.empty_at_ns = monotonic_ns();
+                }
             }
-            if idle < SPINS {
-                std::hint::spin_loop();
-                continue;
-            }
-            self.tidy();
-            self.sleep();
-            self.empty_at_ns = monotonic_ns();
         }
     }
 

@@ -26,6 +26,7 @@ use capture_ebpf::{
 use capture_user::{
     socket::{Socket, SocketConfig},
     source::Source as _,
+    spin::{Next, Spin},
 };
 use nix::{
     fcntl::OFlag,
@@ -35,9 +36,6 @@ use nix::{
     },
 };
 use serde_json::{Value, json};
-
-/// Empty looks at a queue before the loop sleeps, as the engine's worker does.
-const SPINS: u32 = 200;
 
 /// Packets between two notes of how many there were: often enough for a loop of 16384, and too seldom
 /// for the system call to be seen.
@@ -164,14 +162,16 @@ pub(crate) fn received(progress: &Path) -> u64 {
 }
 
 fn receive_all(socket: &mut Socket, end: &AtomicBool, wake: &EventFd, progress: &Progress) -> u64 {
-    let (mut received, mut told, mut idle) = (0, 0, 0);
+    let (mut received, mut told) = (0, 0);
+    // It waits as the engine's worker does.
+    let mut spin = Spin::new(true);
     loop {
         let taken = socket.receive(|packet| {
             black_box(packet.data);
             received += 1;
         });
         if taken > 0 {
-            idle = 0;
+            spin.found();
             if received - told >= TOLD {
                 progress.add(received - std::mem::replace(&mut told, received));
             }
@@ -180,9 +180,7 @@ fn receive_all(socket: &mut Socket, end: &AtomicBool, wake: &EventFd, progress: 
         if told < received {
             progress.add(received - std::mem::replace(&mut told, received));
         }
-        idle += 1;
-        if idle < SPINS {
-            std::hint::spin_loop();
+        if spin.empty() != Next::Sleep {
             continue;
         }
         if end.load(Relaxed) {

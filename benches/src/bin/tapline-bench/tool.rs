@@ -151,7 +151,7 @@ impl Tool {
         let filter = port.map(|port| format!("udp src port {port}"));
         // Each has 64 MiB between the kernel and itself.
         let exclusive = format!(
-            "capture -i {interface} -w {file} --json --mode exclusive --ring-size {RING} \
+            "capture -i {interface} --json --mode exclusive --ring-size {RING} \
              --umem-frames {FRAMES}"
         );
         let (program, args): (PathBuf, String) = match self {
@@ -160,7 +160,7 @@ impl Tool {
             Self::Receive => (own(), format!("floor receive {interface} {file}")),
             Self::Job1 => (own(), format!("jobs 1 {interface} {file}")),
             Self::Jobs64 => (own(), format!("jobs 64 {interface} {file}")),
-            Self::Exclusive => (tapline_path().into(), exclusive),
+            Self::Exclusive => (tapline_path().into(), exclusive + &format!(" -w {file}")),
             Self::ExclusiveNoWrite => (tapline_path().into(), exclusive + " --no-write"),
             Self::Tap => {
                 (tapline_path().into(), format!("capture -i {interface} -w {file} --json"))
