@@ -117,8 +117,8 @@ impl JobSpec {
             target,
             rotation: Rotation::default(),
             comment: String::new(),
-            buffers: 16,
-            buffer_size: 1 << 20,
+            buffers: 64,
+            buffer_size: 256 << 10,
             sealed: None,
             budget: None,
         }

@@ -37,20 +37,9 @@ use nix::{
 };
 use serde_json::{Value, json};
 
-/// Packets between two notes of how many there were: often enough for a loop of 16384, and too seldom
+/// Packets between two notes of how many there were: often enough for the shortest loop, and too seldom
 /// for the system call to be seen.
-const TOLD: u64 = 2048;
-
-/// As much memory as each contestant has, 64 MiB, and a ring that holds a closed loop's whole window.
-pub(crate) const RING: u32 = 16384;
-
-/// UMEM frames that go with [`RING`].
-pub(crate) const FRAMES: u32 = 2 * RING;
-
-/// A socket with as much.
-pub(crate) fn socket_config() -> SocketConfig {
-    SocketConfig { ring_size: RING, frames: FRAMES, ..SocketConfig::default() }
-}
+const TOLD: u64 = 1024;
 
 /// What is written at once to the disk. Larger ones are no faster on any disk that this was tried on.
 const BLOCK: usize = 1 << 20;
@@ -63,6 +52,8 @@ const ALIGNMENT: usize = 4096;
 pub(crate) enum Floor {
     Drop,
     Receive,
+    /// Receives, and reads every byte.
+    Read,
 }
 
 /// Signals that end a floor; blocked in all its threads.
@@ -96,7 +87,8 @@ pub(crate) fn run(floor: Floor, interface: &str, progress: &Path) -> Value {
             let seen = packets(interface) - before;
             law(seen, seen, &json!({}))
         }
-        Floor::Receive => receive(&mut ebpf, interface, signals, progress),
+        Floor::Receive => receive(&mut ebpf, interface, signals, progress, false),
+        Floor::Read => receive(&mut ebpf, interface, signals, progress, true),
     }
 }
 
@@ -104,7 +96,13 @@ fn law(hits: u64, written: u64, drops: &Value) -> Value {
     json!({ "law": { "hits": { "packets": hits }, "written": { "packets": written }, "drops": drops } })
 }
 
-fn receive(ebpf: &mut Ebpf, interface: &str, signals: SigSet, progress: &Path) -> Value {
+fn receive(
+    ebpf: &mut Ebpf,
+    interface: &str,
+    signals: SigSet,
+    progress: &Path,
+    read: bool,
+) -> Value {
     let queues = fs::read_dir(format!("/sys/class/net/{interface}/queues")).unwrap();
     let queues = queues
         .filter(|queue| queue.as_ref().unwrap().file_name().to_string_lossy().starts_with("rx-"))
@@ -112,7 +110,7 @@ fn receive(ebpf: &mut Ebpf, interface: &str, signals: SigSet, progress: &Path) -
     let mut map: XskMap<_> = ebpf.take_map(SOCKETS).unwrap().try_into().unwrap();
     let mut sockets = Vec::new();
     for queue in 0..queues as u32 {
-        let socket = Socket::open(interface, queue, &socket_config()).unwrap();
+        let socket = Socket::open(interface, queue, &SocketConfig::default()).unwrap();
         map.set(queue, socket.as_raw_fd(), 0).unwrap();
         sockets.push(socket);
     }
@@ -126,7 +124,7 @@ fn receive(ebpf: &mut Ebpf, interface: &str, signals: SigSet, progress: &Path) -
     thread::scope(|scope| {
         let threads: Vec<_> = sockets
             .iter_mut()
-            .map(|socket| scope.spawn(|| receive_all(socket, &end, &wake, &progress)))
+            .map(|socket| scope.spawn(|| receive_all(socket, &end, &wake, &progress, read)))
             .collect();
         signals.wait().unwrap();
         end.store(true, Relaxed);
@@ -161,13 +159,22 @@ pub(crate) fn received(progress: &Path) -> u64 {
     bytes.first_chunk().copied().map_or(0, u64::from_le_bytes)
 }
 
-fn receive_all(socket: &mut Socket, end: &AtomicBool, wake: &EventFd, progress: &Progress) -> u64 {
+fn receive_all(
+    socket: &mut Socket,
+    end: &AtomicBool,
+    wake: &EventFd,
+    progress: &Progress,
+    read: bool,
+) -> u64 {
     let (mut received, mut told) = (0, 0);
     // It waits as the engine's worker does.
     let mut spin = Spin::new(true);
     loop {
         let taken = socket.receive(|packet| {
             black_box(packet.data);
+            if read {
+                black_box(packet.data.iter().fold(0, |sum: u8, byte| sum.wrapping_add(*byte)));
+            }
             received += 1;
         });
         if taken > 0 {

@@ -14,12 +14,11 @@ use capture_user::{
     filter::{Filter, Protocol},
     program::XdpMode,
     segment::Target,
+    socket::SocketConfig,
 };
 use nix::sys::signal::{SigSet, Signal};
 use serde_json::{Map, Value, json};
 use tapline_tests::generator::Template;
-
-use crate::floor;
 
 /// Captures until interrupted, into a folder. A single job asks for the packets' destination port, one
 /// of several for a source port of its own: either way the kernel looks at two fields. Gives the sum
@@ -33,7 +32,7 @@ pub(crate) fn run(count: usize, interface: &str, folder: &Path) -> Value {
             path: CapturePath::Exclusive {
                 xdp: XdpMode::Auto,
                 mirror_port: false,
-                socket: floor::socket_config(),
+                socket: SocketConfig::default(),
             },
             promiscuous: true,
         }],
@@ -63,7 +62,7 @@ pub(crate) fn run(count: usize, interface: &str, folder: &Path) -> Value {
             while !end.load(Relaxed) {
                 let captured: u64 = jobs.iter().map(Job::packets_captured).sum();
                 file.write_all_at(&captured.to_le_bytes(), 0).unwrap();
-                thread::sleep(Duration::from_micros(500));
+                thread::sleep(Duration::from_micros(200));
             }
         });
         signals.wait().unwrap();

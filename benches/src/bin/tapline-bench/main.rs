@@ -70,7 +70,7 @@ struct Args {
         long,
         value_enum,
         value_delimiter = ',',
-        default_value = "drop,receive,exclusive,tap,tcpdump,dumpcap,netsniff-ng"
+        default_value = "drop,receive,read,exclusive,tap,tcpdump,dumpcap,netsniff-ng"
     )]
     tools: Vec<Tool>,
 
@@ -187,7 +187,8 @@ impl Args {
         self.rates = vec![50_000, 200_000];
         self.steady = 100_000;
         self.what = vec![What::Closed, What::Steady, What::Sweep, What::OnePercent, What::Jobs];
-        self.tools = vec![Tool::Drop, Tool::Receive, Tool::Exclusive, Tool::Tap, Tool::TapXdp];
+        self.tools =
+            vec![Tool::Drop, Tool::Receive, Tool::Read, Tool::Exclusive, Tool::Tap, Tool::TapXdp];
     }
 
     fn ladder(&self) -> Vec<Pace> {
@@ -262,6 +263,7 @@ fn default_out() -> PathBuf {
 /// The rounds.
 fn measure(args: &Args, folder: &Path, results: &mut Results) {
     let tools = present(&args.tools);
+    let mut windows = run::Windows::new(args.smoke);
     let wants = |what| args.what.contains(&what);
     let mut push = |part, load, run: run::Run| {
         eprintln!(
@@ -277,7 +279,7 @@ fn measure(args: &Args, folder: &Path, results: &mut Results) {
                 let load = Load { size, one_percent: false, queues };
                 for tool in rotated(&tools, round) {
                     if wants(What::Closed) {
-                        push(Part::Closed, load, run::closed(tool, load, folder, args.seconds));
+                        push(Part::Closed, load, windows.closed(tool, load, folder, args.seconds));
                     }
                     if wants(What::Steady) {
                         let paces = [Pace::Rate(args.steady)];
@@ -299,7 +301,7 @@ fn measure(args: &Args, folder: &Path, results: &mut Results) {
                 let watchers: Vec<_> = [Tool::Nobody].into_iter().chain(filtering).collect();
                 for tool in rotated(&watchers, round) {
                     if wants(What::OnePercent) && size != Size::Imix && queues == 1 {
-                        push(Part::Closed, load, run::closed(tool, load, folder, args.seconds));
+                        push(Part::Closed, load, windows.closed(tool, load, folder, args.seconds));
                     }
                 }
             }
@@ -307,7 +309,7 @@ fn measure(args: &Args, folder: &Path, results: &mut Results) {
         let load = results::plain(Size::Fixed(64));
         for tool in rotated(&[Tool::Job1, Tool::Jobs64], round) {
             if wants(What::Jobs) {
-                push(Part::Closed, load, run::closed(tool, load, folder, args.seconds));
+                push(Part::Closed, load, windows.closed(tool, load, folder, args.seconds));
             }
         }
         results.disk.extend(floor::disk(folder, args.seconds));

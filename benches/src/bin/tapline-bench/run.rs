@@ -35,14 +35,8 @@ use crate::{
     tool::{JOB_FLOWS, Running, Said, Tool, files},
 };
 
-/// Frames that may be on their way in a closed loop. Every contestant's ring and buffers hold more.
-const WINDOW: u64 = 16384;
-
 /// Flows of a load of which one is asked for.
 const FLOWS: u32 = 100;
-
-/// A closed loop gives way this often, each time to half the window, to one who loses packets.
-const TRIES: u32 = 4;
 
 /// The frames of a load. Sizes are of whole Ethernet frames; their checksum, 4 bytes, is not sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -317,13 +311,13 @@ pub(crate) fn run(
     #[expect(clippy::cast_sign_loss, reason = "a number of packets")]
     let taken = || {
         match tool {
-            Tool::Receive => return Some(floor::received(&running.file)),
+            Tool::Receive | Tool::Read => return Some(floor::received(&running.file)),
             Tool::Job1 | Tool::Jobs64 => {
                 return Some(floor::received(&running.file.with_extension("progress")));
             }
             _ => {}
         }
-        let pid = running.pid().filter(|_| tool.writes() && !load.one_percent)?;
+        let pid = running.pid().filter(|_| is_looped(tool, load))?;
         Some((as_f64(machine::written(pid)) / record) as u64)
     };
 
@@ -415,17 +409,56 @@ fn judge(run: &mut Run, file: &Path, template: &Template, load: Load, marks: &[V
     }
 }
 
-/// The highest rate that a contestant takes without a loss, in a closed loop; it may lose in the
-/// beginning, until the window fits.
-pub(crate) fn closed(tool: Tool, load: Load, folder: &Path, duration: Duration) -> Run {
-    let mut window = WINDOW;
-    let mut tries = 0;
-    loop {
-        let run = run(tool, load, folder, &[Pace::Closed { window }], duration, |_| true);
-        tries += 1;
-        if run.steps[0].lost() == 0 || tries == TRIES {
-            return run;
-        }
-        window /= 2;
+/// How many frames may be on their way in a closed loop. Few, and a contestant that works in large batches
+/// waits for frames; many, and its ring overflows, or its memory outgrows the caches. So each one has, in
+/// the first round, the choice.
+#[derive(Debug)]
+pub(crate) struct Windows {
+    choice: &'static [u64],
+    chosen: Vec<(Tool, Load, u64)>,
+}
+
+impl Windows {
+    pub(crate) fn new(smoke: bool) -> Self {
+        let choice: &[u64] = if smoke { &[8192] } else { &[65536, 32768, 16384, 8192, 4096] };
+        Self { choice, chosen: Vec::new() }
     }
+
+    /// The highest rate that a contestant takes without a loss, in a closed loop.
+    pub(crate) fn closed(
+        &mut self,
+        tool: Tool,
+        load: Load,
+        folder: &Path,
+        duration: Duration,
+    ) -> Run {
+        let is_known = |chosen: &&(Tool, Load, u64)| chosen.0 == tool && chosen.1 == load;
+        let known = self.chosen.iter().find(is_known).map(|chosen| [chosen.2]);
+        let choice = known.as_ref().map_or(self.choice, <[u64; 1]>::as_slice);
+        let mut best: Option<(Run, u64)> = None;
+        for &window in choice {
+            let run = run(tool, load, folder, &[Pace::Closed { window }], duration, |_| true);
+            let rank = |run: &Run| {
+                let step = &run.steps[0];
+                (step.lost() == 0, step.offered())
+            };
+            if best.as_ref().is_none_or(|(best, _)| rank(&run) > rank(best)) {
+                best = Some((run, window));
+            }
+            if !is_looped(tool, load) {
+                break;
+            }
+        }
+        let (run, window) = best.expect("there is a choice");
+        if known.is_none() {
+            self.chosen.push((tool, load, window));
+        }
+        run
+    }
+}
+
+/// Whether it can be seen how far a contestant is. Others get all that the generator can send.
+fn is_looped(tool: Tool, load: Load) -> bool {
+    matches!(tool, Tool::Receive | Tool::Read | Tool::Job1 | Tool::Jobs64)
+        || (tool.writes() && !load.one_percent)
 }

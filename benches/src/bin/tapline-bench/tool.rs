@@ -1,6 +1,6 @@
 //! The contestants: how each is started, how it says that it is ready, and what it says in the end.
 //!
-//! Each is a process of its own on the tools' CPU, has as much memory for its ring as the others, and
+//! Each is a process of its own on the tools' CPU, has the rings that suit it best, and
 //! writes a file in the same folder. What it says goes to a file, because some only flush at their end.
 
 use std::{
@@ -22,10 +22,7 @@ use tapline_tests::{
     veth::End,
 };
 
-use crate::{
-    floor::{FRAMES, RING},
-    machine,
-};
+use crate::machine;
 
 /// Longer than any of them takes to start or to end.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -39,6 +36,8 @@ pub(crate) enum Tool {
     Drop,
     /// Floor: a bare `AF_XDP` loop that gives frames back
     Receive,
+    /// Floor: the same, and it reads every byte of each frame
+    Read,
     /// `tapline capture --mode exclusive`
     Exclusive,
     /// The same without a disk: it encodes only
@@ -80,6 +79,7 @@ impl Tool {
             Self::Nobody => "nobody",
             Self::Drop => "drop (floor)",
             Self::Receive => "receive (floor)",
+            Self::Read => "receive, read (floor)",
             Self::Exclusive => "tapline exclusive",
             Self::ExclusiveNoWrite => "tapline excl. no-write",
             Self::Tap => "tapline tap",
@@ -110,7 +110,9 @@ impl Tool {
 
     fn records(self) -> Records {
         match self {
-            Self::Nobody | Self::Drop | Self::Receive | Self::ExclusiveNoWrite => Records::None,
+            Self::Nobody | Self::Drop | Self::Receive | Self::Read | Self::ExclusiveNoWrite => {
+                Records::None
+            }
             Self::Exclusive | Self::Tap | Self::TapXdp | Self::Job1 | Self::Jobs64 => {
                 Records::Tapline
             }
@@ -149,15 +151,13 @@ impl Tool {
     pub(crate) fn line(self, interface: &str, file: &Path, port: Option<u16>) -> Vec<OsString> {
         let file = file.to_str().unwrap();
         let filter = port.map(|port| format!("udp src port {port}"));
-        // Each has 64 MiB between the kernel and itself.
-        let exclusive = format!(
-            "capture -i {interface} --json --mode exclusive --ring-size {RING} \
-             --umem-frames {FRAMES}"
-        );
+        // Peers have 64 MiB between the kernel and themselves, where they lose least.
+        let exclusive = format!("capture -i {interface} --json --mode exclusive");
         let (program, args): (PathBuf, String) = match self {
             Self::Nobody => return Vec::new(),
             Self::Drop => (own(), format!("floor drop {interface} {file}")),
             Self::Receive => (own(), format!("floor receive {interface} {file}")),
+            Self::Read => (own(), format!("floor read {interface} {file}")),
             Self::Job1 => (own(), format!("jobs 1 {interface} {file}")),
             Self::Jobs64 => (own(), format!("jobs 64 {interface} {file}")),
             Self::Exclusive => (tapline_path().into(), exclusive + &format!(" -w {file}")),

@@ -178,13 +178,13 @@ pub struct CaptureArgs {
 
     /// Segment buffers per queue, 2 to 4096: they bridge the time that the disk takes
     #[arg(
-        long, value_name = "N", default_value = "16", help_heading = "Tuning",
+        long, value_name = "N", default_value = "64", help_heading = "Tuning",
         value_parser = whole::<u16>(2, 4096),
     )]
     pub buffers: u16,
 
     /// Size of a segment buffer, 128K to 1G
-    #[arg(long, value_name = "BYTES", default_value = "1M", value_parser = bytes, help_heading = "Tuning")]
+    #[arg(long, value_name = "BYTES", default_value = "256K", value_parser = bytes, help_heading = "Tuning")]
     pub buffer_size: u64,
 
     /// CPUs to run workers on, in this order: 2,3,4 [default: all, from the highest down]
