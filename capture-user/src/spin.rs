@@ -88,7 +88,7 @@ mod tests {
     /// Whether it waits a gap out that comes after others of this length.
     fn waits_out(gap_ns: u64) -> bool {
         let mut spin = Spin::new(true);
-        for _ in 0..20 {
+        for _ in 0..40 {
             spin.note(gap_ns);
         }
         matches!(spin.empty(), Next::First(since_ns) if spin.until_ns > since_ns)
