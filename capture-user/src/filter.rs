@@ -406,11 +406,11 @@ pub fn tables(rules: &Rules) -> Box<Tables> {
         .map(|dimension| 1 << dimension)
         .sum();
 
-    let mut protocol = [0; 256];
-    for (number, set) in protocol.iter_mut().enumerate() {
-        *set = set_of(rules, |rule| {
-            rule.filter.protocol.is_none_or(|Protocol(wanted)| usize::from(wanted) == number)
-        });
+    let mut protocol = [unconstrained[dimension::PROTOCOL]; 256];
+    for (slot, rule) in rules.iter().enumerate() {
+        if let Some(Protocol(wanted)) = rule.as_ref().and_then(|rule| rule.filter.protocol) {
+            protocol[usize::from(wanted)] |= 1 << slot;
+        }
     }
     let cuts = rules.iter().flatten().filter_map(|rule| u32::try_from(rule.threshold()).ok());
     Box::new(Tables {
@@ -521,6 +521,24 @@ mod tests {
         for draw in [0, 1, 4_294_966, 4_294_967, 429_496_729, 429_496_730, 1 << 31, u32::MAX] {
             let want = set_of(&rules, |rule| u64::from(draw) < rule.threshold());
             assert_eq!(sample(&tables, 0b11111, || draw), want, "draw {draw}");
+        }
+    }
+
+    #[test]
+    fn a_protocol_is_answered_with_the_jobs_that_ask_for_it_or_for_none() {
+        let mut rules: Rules = [None; MAX_JOBS];
+        for (slot, number) in [(0, Some(6)), (1, None), (40, Some(6)), (63, Some(255))] {
+            let protocol = number.map(Protocol);
+            rules[slot] = Some(Rule::new(Filter { protocol, ..Filter::default() }));
+        }
+        let tables = tables(&rules);
+        for (number, set) in tables.protocol.iter().enumerate() {
+            let asked = match number {
+                6 => 1 | 1 << 40,
+                255 => 1 << 63,
+                _ => 0,
+            };
+            assert_eq!(*set, 1 << 1 | asked, "protocol {number}");
         }
     }
 
