@@ -145,6 +145,14 @@ impl<'a> Daemon<'a> {
         self.wait_until_ready();
     }
 
+    /// Starts it again with these variables in its environment.
+    pub fn restart_with(&mut self, variables: &[(&str, &str)]) {
+        let pairs = variables.iter().map(|(name, value)| format!("{name}={value}"));
+        let wrapper: Vec<_> = ["env".to_owned()].into_iter().chain(pairs).collect();
+        self.spawn_as(&wrapper);
+        self.wait_until_ready();
+    }
+
     /// Starts it again.
     pub fn spawn(&mut self) {
         self.spawn_as(&[]);

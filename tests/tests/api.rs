@@ -3,6 +3,7 @@
 mod buckets;
 mod clients;
 mod crash;
+mod credentials;
 mod delivered;
 mod delivery;
 mod delivery_faults;
@@ -12,6 +13,9 @@ mod hostile;
 mod jobs;
 mod latency;
 mod ownership;
+mod reach;
+mod secrecy;
+mod service;
 mod simple;
 mod tls;
 

@@ -233,7 +233,7 @@ fn every_manual_page_renders_without_a_warning() {
         return;
     }
     let folder = tempdir().unwrap();
-    for command in ["", "capture", "interfaces", "doctor", "completions", "man"] {
+    for command in ["", "capture", "query", "interfaces", "doctor", "completions", "man"] {
         let page =
             stdout(&[&["man"], command.split_whitespace().collect::<Vec<_>>().as_slice()].concat());
         let path = folder.path().join("page");

@@ -325,6 +325,13 @@ fn a_tcp_conversation_is_complete_with_super_packets_whole() {
     let path = whole.to_str().unwrap();
     let lost = "tcp.analysis.lost_segment || tcp.analysis.ack_lost_segment";
     assert_eq!(tool(&["tshark", "-n", "-r", path, "-Y", lost]), "");
+    // What the network card would have completed is kept as it was, and the file says so.
+    let unfinished =
+        ["-o", "tcp.check_checksum:TRUE", "-Y", "tcp.checksum.status == 0 && ip.src == 10.0.0.2"];
+    assert_ne!(tool(&[&["tshark", "-n", "-r", path][..], &unfinished].concat()), "");
+    let said = b"sent packets may have unfinished checksums";
+    let bytes = fs::read(path).unwrap();
+    assert!(bytes.windows(said.len()).any(|window| window == said));
     let [from_client, from_server] = followed(path);
     assert!(from_client == up, "{} bytes of {}", from_client.len(), up.len());
     assert!(from_server == down, "{} bytes of {}", from_server.len(), down.len());

@@ -273,6 +273,46 @@ fn a_long_segment_goes_in_parts_and_arrives_as_one_object() {
 }
 
 #[test]
+fn compressed_segments_arrive_and_are_read_as_they_are() {
+    needs!(S3Fs::available);
+    let (left, right) = (Namespace::new(), Namespace::new());
+    let veth = Veth::new(&left, &right);
+    let store = S3Fs::start(&right, STORE, &[BUCKET]);
+    let keys = Keys::new();
+    let zstd = "[upload]\nzstd = true\nzstd_frame_bytes = 65536\n";
+    let daemon = Daemon::start(&veth.right, "", &[SMALL, zstd, &keys.config(&[STORE])].concat());
+    let mut client = daemon.client();
+    let destination = s3(STORE, "dir");
+    own(&mut client, &destination, "dir", || store.objects(BUCKET));
+    let capture = client.create(&daemon.full(&json!({ "destination_conf": destination })));
+    let id = capture["id"].as_str().unwrap();
+    let template = Template { length: 1000, ..Template::default() };
+    let arrived = arrive(&veth, &Generator::new(&veth.left, template), PACKETS);
+    wait_until("the packets", Duration::from_secs(20), || {
+        number(&client.get(id)["packets_captured"]) == arrived
+    });
+    client.stop(id);
+    let ended = client.wait(id);
+    assert_eq!(
+        (&ended["status"], number(&ended["packets_captured"])),
+        (&json!("success"), arrived)
+    );
+    let objects = store.objects(BUCKET);
+    let manifest = delivered::check(&objects, "dir", &ended);
+    has_several(&manifest);
+    for object in manifest["objects"].as_array().unwrap() {
+        let name = object["name"].as_str().unwrap();
+        assert!(name.ends_with(".pcapng.zst"), "{name}");
+        let (size, whole) = (number(&object["size"]), number(&object["uncompressed_size"]));
+        assert!(size < whole, "{object}");
+        // Frames of their own: a reader can begin at each.
+        let bytes = &objects[&format!("dir/{name}")];
+        let frames = bytes.windows(4).filter(|four| *four == [0x28, 0xb5, 0x2f, 0xfd]).count();
+        assert_eq!(frames as u64, whole.div_ceil(65536), "{object}");
+    }
+}
+
+#[test]
 fn a_capture_to_a_folder_that_was_proved_ends_in_the_same_files_and_manifest() {
     needs!(|| python().map(drop));
     let (left, right) = (Namespace::new(), Namespace::new());
