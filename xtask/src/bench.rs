@@ -23,15 +23,20 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let mut build = cargo();
     build.args(["build", "--release", "--package", "tapline-benches", "--bin", "tapline-bench"]);
-    exec(build.args(["--package", "capture-user", "--bin", "tapline"]))?;
+    build.args(["--package", "capture-user", "--bin", "tapline"]);
+    exec(build.args(["--package", "api", "--bin", "taplined"]))?;
     let folder = target_dir().join("release");
     let privilege = privilege();
     let asks = args.arguments.iter().any(|argument| argument == "--help" || argument == "-h");
     if privilege == Privilege::None && !asks {
         bail!("network namespaces and XDP need root: run it as root, or with sudo");
     }
-    let tapline = folder.join("tapline");
-    let variables = [("TAPLINE_BIN", tapline.as_os_str()), ("RUST_BACKTRACE", OsStr::new("1"))];
+    let (tapline, taplined) = (folder.join("tapline"), folder.join("taplined"));
+    let variables = [
+        ("TAPLINE_BIN", tapline.as_os_str()),
+        ("TAPLINED_BIN", taplined.as_os_str()),
+        ("RUST_BACKTRACE", OsStr::new("1")),
+    ];
     exec(as_root(privilege, folder.join("tapline-bench"), &variables).args(&args.arguments))
 }
 

@@ -29,6 +29,7 @@ mod results;
 mod run;
 mod streams;
 mod tool;
+mod upload;
 
 use std::{
     env, fs,
@@ -61,7 +62,7 @@ struct Args {
         long,
         value_enum,
         value_delimiter = ',',
-        default_value = "closed,steady,sweep,one-percent,jobs,streams,recorder"
+        default_value = "closed,steady,sweep,one-percent,jobs,streams,recorder,upload"
     )]
     what: Vec<What>,
 
@@ -145,6 +146,8 @@ enum What {
     Streams,
     /// What the recorder costs, and how long a question to it takes
     Recorder,
+    /// Whether what is captured leaves this host as fast as it comes
+    Upload,
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
@@ -361,6 +364,11 @@ fn tell(
             println!("{text}");
             report.insert("recorder_questions".into(), values);
         }
+    }
+    if args.what.contains(&What::Upload) && !args.smoke {
+        let (text, values) = upload::measure(args.repeats, args.seconds);
+        println!("{text}");
+        report.insert("upload".into(), values);
     }
     let ratios = ratios::of(results);
     println!("{}", ratios::show(&ratios));
