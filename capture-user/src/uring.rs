@@ -90,7 +90,7 @@ impl Uring {
         ring.submitter().register_files(&vec![NO_FILE; files])?;
         Ok(Self {
             ring,
-            slots: (0..entries).map(|_| Slot::Free).collect(),
+            slots: Vec::new(),
             flying: 0,
             registered: HashMap::new(),
             pools: Vec::new(),
@@ -125,9 +125,10 @@ impl Uring {
         self.ring.submitter().register_files_update(place, &[file]).map(drop)
     }
 
-    /// Whether there is room for one more write.
+    /// Whether there is room for one more write. Those that are over take none, also before they are
+    /// [taken](Self::take).
     pub(crate) fn has_room(&self) -> bool {
-        self.slots.iter().any(|slot| matches!(slot, Slot::Free))
+        self.flying < DEPTH as usize
     }
 
     /// Whether writes are in flight.
@@ -138,8 +139,12 @@ impl Uring {
     /// Begins to write a buffer to the file in a place, at this offset. There must be
     /// [room](Self::has_room).
     pub(crate) fn write(&mut self, place: u32, offset: u64, buffer: Buffer) -> Ticket {
+        assert!(self.has_room(), "the caller has looked for room");
         let free = self.slots.iter().position(|slot| matches!(slot, Slot::Free));
-        let at = free.expect("the caller has looked for room");
+        let at = free.unwrap_or_else(|| {
+            self.slots.push(Slot::Free);
+            self.slots.len() - 1
+        });
         let bytes = buffer.filled();
         let (start, length) = (bytes.as_ptr(), bytes.len() as u32);
         let entry = match self.registered.get(&start.addr()) {
@@ -153,7 +158,7 @@ impl Uring {
         self.flying += 1;
         // SAFETY: the buffer is in its slot, and stays there unchanged until the kernel is done.
         let pushed = unsafe { self.ring.submission().push(&entry) };
-        pushed.expect("the queue has as many entries as there are slots, and is emptied below");
+        pushed.expect("the queue has as many entries as writes may fly, and is emptied below");
         if let Err(error) = self.ring.submit() {
             // It stays on the queue; the next wait submits it.
             log::debug!("submitting a write: {error}");
@@ -310,6 +315,26 @@ mod tests {
             assert_eq!(landed.buffer.len(), 100);
             landed.buffer.recycle();
         }
+    }
+
+    #[test]
+    fn writes_that_are_over_make_room_before_they_are_taken() {
+        let count = 3 * DEPTH as usize;
+        let file = tempfile::tempfile().unwrap();
+        let pool = Pool::new(count, 4096);
+        pool.fill();
+        let mut ring = Uring::new(1).unwrap();
+        ring.set_file(0, Some(file.as_fd())).unwrap();
+        let write = |at: usize| {
+            while !ring.has_room() {
+                assert!(ring.is_busy(), "what is waited for is in flight");
+                ring.land(WAIT);
+            }
+            ring.write(0, at as u64 * 4096, filled(&pool, 7, 4096))
+        };
+        let tickets = (0..count).map(write).collect();
+        land_all(&mut ring, tickets);
+        assert_eq!(file.metadata().unwrap().len(), count as u64 * 4096);
     }
 
     #[test]

@@ -125,6 +125,11 @@ impl Tool {
         !matches!(self.records(), Records::None)
     }
 
+    /// Whether it writes past the page cache.
+    pub(crate) fn is_direct(self) -> bool {
+        matches!(self.records(), Records::Tapline)
+    }
+
     /// What a packet of this length takes in its file, bytes.
     pub(crate) fn record_len(self, packet: usize) -> usize {
         match self.records() {
@@ -151,8 +156,9 @@ impl Tool {
     pub(crate) fn line(self, interface: &str, file: &Path, port: Option<u16>) -> Vec<OsString> {
         let file = file.to_str().unwrap();
         let filter = port.map(|port| format!("udp src port {port}"));
-        // Peers have 64 MiB between the kernel and themselves, where they lose least.
-        let exclusive = format!("capture -i {interface} --json --mode exclusive");
+        // Each has 64 MiB for what comes while its disk is busy, its rings included.
+        let capture = format!("capture -i {interface} --json --buffers 192");
+        let exclusive = format!("{capture} --mode exclusive");
         let (program, args): (PathBuf, String) = match self {
             Self::Nobody => return Vec::new(),
             Self::Drop => (own(), format!("floor drop {interface} {file}")),
@@ -162,13 +168,9 @@ impl Tool {
             Self::Jobs64 => (own(), format!("jobs 64 {interface} {file}")),
             Self::Exclusive => (tapline_path().into(), exclusive + &format!(" -w {file}")),
             Self::ExclusiveNoWrite => (tapline_path().into(), exclusive + " --no-write"),
-            Self::Tap => {
-                (tapline_path().into(), format!("capture -i {interface} -w {file} --json"))
-            }
+            Self::Tap => (tapline_path().into(), format!("{capture} -w {file}")),
             Self::TapXdp => {
-                let args = format!(
-                    "capture -i {interface} -w {file} --json --tap-hook xdp --direction in"
-                );
+                let args = format!("{capture} -w {file} --tap-hook xdp --direction in");
                 (tapline_path().into(), args)
             }
             Self::Tcpdump => {
