@@ -5,10 +5,7 @@
 //! only samples what else a CPU does, which would miss half of what runs in interrupts.
 
 use std::{
-    fs,
-    os::linux::fs::MetadataExt as _,
-    path::Path,
-    thread,
+    fs, thread,
     time::{Duration, Instant},
 };
 
@@ -65,15 +62,6 @@ pub(crate) fn written(process: Pid) -> u64 {
         line.and_then(|value| value.trim().parse::<u64>().ok()).unwrap_or(0)
     };
     field("wchar:").max(field("write_bytes:"))
-}
-
-/// Bytes that the disk under a folder has written so far, whoever gave them to it. `None` without a disk.
-pub(crate) fn on_disk(folder: &Path) -> Option<u64> {
-    let device = fs::metadata(folder).ok()?.st_dev();
-    let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
-    let text = fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/stat")).ok()?;
-    let sectors: u64 = text.split_whitespace().nth(6)?.parse().ok()?;
-    Some(sectors * 512)
 }
 
 /// What it is, for whoever reads the figures.

@@ -35,9 +35,6 @@ use crate::{
     tool::{JOB_FLOWS, Running, Said, Tool, files},
 };
 
-/// What also goes through the page cache, and reaches the disk much later, bytes: a file's first blocks.
-const CACHED: u64 = 1 << 20;
-
 /// Flows of a load of which one is asked for.
 const FLOWS: u32 = 100;
 
@@ -311,7 +308,6 @@ pub(crate) fn run(
     let port = load.one_percent.then_some(bed.template.sport);
     let running = Running::start(tool, end, folder, cpu(load), port);
     let record = load.size.record_len(tool);
-    let on_disk = machine::on_disk(folder);
     #[expect(clippy::cast_sign_loss, reason = "a number of packets")]
     let taken = || {
         match tool {
@@ -322,14 +318,7 @@ pub(crate) fn run(
             _ => {}
         }
         let pid = running.pid().filter(|_| is_looped(tool, load))?;
-        let mut bytes = machine::written(pid);
-        // Past the page cache, what the disk has yet to do is still on its way.
-        if tool.is_direct()
-            && let (Some(before), Some(now)) = (on_disk, machine::on_disk(folder))
-        {
-            bytes = bytes.min(now - before + CACHED);
-        }
-        Some((as_f64(bytes) / record) as u64)
+        Some((as_f64(machine::written(pid)) / record) as u64)
     };
 
     let (mut steps, mut marks) = (Vec::new(), vec![bed.sent()]);

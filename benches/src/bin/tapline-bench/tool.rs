@@ -125,11 +125,6 @@ impl Tool {
         !matches!(self.records(), Records::None)
     }
 
-    /// Whether it writes past the page cache.
-    pub(crate) fn is_direct(self) -> bool {
-        matches!(self.records(), Records::Tapline)
-    }
-
     /// What a packet of this length takes in its file, bytes.
     pub(crate) fn record_len(self, packet: usize) -> usize {
         match self.records() {
@@ -156,7 +151,8 @@ impl Tool {
     pub(crate) fn line(self, interface: &str, file: &Path, port: Option<u16>) -> Vec<OsString> {
         let file = file.to_str().unwrap();
         let filter = port.map(|port| format!("udp src port {port}"));
-        // Each has 64 MiB for what comes while its disk is busy, its rings included.
+        // Each has 64 MiB for what comes while its disk is busy, rings included: more than a closed
+        // loop's window and what the disk may be given at once.
         let capture = format!("capture -i {interface} --json --buffers 192");
         let exclusive = format!("{capture} --mode exclusive");
         let (program, args): (PathBuf, String) = match self {
