@@ -127,8 +127,9 @@ pub struct Pool {
 /// Buffers that a pool has from the start, at least.
 const FIRST: usize = 2;
 
-/// Bytes that a pool has room for from the start: what comes while the other buffers are made.
-const FIRST_BYTES: usize = 2 << 20;
+/// Bytes that a pool has room for from the start: what comes while the other buffers are made. To make
+/// these takes some milliseconds, in which the job has not begun.
+const FIRST_BYTES: usize = 16 << 20;
 
 impl Pool {
     /// A pool for `count` buffers of `size` bytes, rounded up to whole pages. It has the first of
