@@ -38,7 +38,9 @@ impl Leftovers {
             let Ok(entries) = fs::read_dir(folder) else { continue };
             let names =
                 entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned());
-            let ours = names.filter(|name| kind == "file" || name.starts_with(&own));
+            // Plots and the report are to stay; what contestants write is in a hidden folder.
+            let temporary = |name: &str| kind == "file" && name.starts_with('.');
+            let ours = names.filter(|name| temporary(name) || name.starts_with(&own));
             found.extend(ours.map(|name| format!("{kind} {name}")));
         }
         let ours = |name: Option<&str>| name.filter(|name| OURS.contains(name)).map(str::to_owned);
