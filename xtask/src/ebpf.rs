@@ -277,7 +277,7 @@ mod tests {
         let bytes = read(&committed(generator.name)).unwrap();
         let faults = capture.faults(&bytes).unwrap();
         assert!(faults.contains(&"program exclusive is missing".to_owned()), "{faults:?}");
-        assert!(faults.contains(&"map SOCKETS is missing".to_owned()), "{faults:?}");
+        assert!(faults.contains(&"map RINGS is missing".to_owned()), "{faults:?}");
     }
 
     #[test]
