@@ -289,6 +289,8 @@ impl Captures {
             byte_limit: request.byte_limit,
             duration: Some(Duration::from_secs(request.time_limit.into())),
             rotation: self.uploads.rotation(record, self.buffers.segment_bytes),
+            // What is sent is read for that, and hashed then.
+            hashed: !record.is_uploaded(),
             sealed: Some(on_sealed(delivery)),
             budget: delivery.budget(),
             comment: format!("capture {}", id::show(record.id)),

@@ -46,6 +46,9 @@ pub struct Segment {
     pub first_ns: u64,
     /// Latest packet time, UTC nanoseconds.
     pub last_ns: u64,
+    /// SHA-256 in hexadecimal digits, if it was taken while the segment was written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
 }
 
 impl From<&capture_user::segment::SegmentInfo> for Segment {
@@ -58,6 +61,7 @@ impl From<&capture_user::segment::SegmentInfo> for Segment {
             captured_bytes: info.captured_bytes,
             first_ns: info.first_ns,
             last_ns: info.last_ns,
+            sha256: info.sha256.clone(),
         }
     }
 }

@@ -11,8 +11,9 @@
 //! - What fails is tried again, more and more slowly, as long as the capture runs. Then it has failed when
 //!   the store has refused it a few times, or has taken nothing for `upload.patience_seconds`. Its segments
 //!   stay for `spool.retention_hours`, and can be sent again until then.
-//! - A folder on this host is written to by the capture itself. Its segments are hashed instead of
-//!   sent, so that such a capture, too, ends in a manifest and in nothing else.
+//! - A folder on this host is written to by the capture itself. Its segments are hashed as they are
+//!   written, or read and hashed afterwards if there was no time for it, instead of sent, so that such a
+//!   capture, too, ends in a manifest and in nothing else.
 //!
 //! ```text
 //!  disk thread ── sealed ──► Delivery ── a task per segment ──► store

@@ -190,6 +190,7 @@ mod tests {
             captured_bytes: 1,
             first_ns: 1,
             last_ns: 1,
+            sha256: None,
         }
     }
 

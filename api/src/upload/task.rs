@@ -311,11 +311,9 @@ impl Task {
         let folder = self.delivery.folder().to_path_buf();
         match (what, self.delivery.in_place()) {
             (What::Segment(segment), true) => {
-                let path = folder.join(&segment.name);
-                let passed = transfer::hash(path, segment).await?;
-                self.delivery.sent(&segment.name, passed.given);
-                let name = segment.name.clone();
-                let (size, sha256) = (passed.given, passed.sha256);
+                let sha256 = transfer::hash(folder.join(&segment.name), segment).await?;
+                self.delivery.sent(&segment.name, segment.size);
+                let (name, size) = (segment.name.clone(), segment.size);
                 Ok(Some(Object { segment: segment.clone(), name, size, sha256 }))
             }
             (What::Segment(segment), false) => {

@@ -102,6 +102,7 @@ fn segment(record: &Record, name: &str, text: &str) -> Segment {
         captured_bytes: 60,
         first_ns: 1_500_000_000_123_456_789,
         last_ns: 1_500_000_001_000_000_000,
+        sha256: None,
     }
 }
 

@@ -378,6 +378,7 @@ impl Control {
                         target,
                         &series,
                         spec.rotation,
+                        spec.hashed,
                         &spec.comment,
                         labels,
                     )?);
@@ -393,7 +394,14 @@ impl Control {
             }
             target => {
                 let labels = self.ports.iter().map(label).collect();
-                writers.push(Writer::create(target, "", spec.rotation, &spec.comment, labels)?);
+                writers.push(Writer::create(
+                    target,
+                    "",
+                    spec.rotation,
+                    spec.hashed,
+                    &spec.comment,
+                    labels,
+                )?);
                 for (at, _, _) in queues {
                     let pool = Pool::new(spec.buffers, spec.buffer_size);
                     let frontier = Arc::default();

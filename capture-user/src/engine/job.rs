@@ -90,6 +90,10 @@ pub struct JobSpec {
     pub target: Target,
     /// When a new segment is begun.
     pub rotation: Rotation,
+    /// Whether segments are hashed as they are written. It takes the disk thread under a millisecond a
+    /// megabyte on a CPU that has instructions for it; when buffers run short, it is left out for the
+    /// segment.
+    pub hashed: bool,
     /// What the files say of the job.
     pub comment: String,
     /// Buffers per queue. They bridge the time that the disk takes.
@@ -116,6 +120,7 @@ impl JobSpec {
             duration: None,
             target,
             rotation: Rotation::default(),
+            hashed: false,
             comment: String::new(),
             buffers: 64,
             buffer_size: 256 << 10,

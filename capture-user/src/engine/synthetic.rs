@@ -53,7 +53,8 @@ pub fn run_synthetic(mut spec: JobSpec, stopped: impl Fn() -> bool) -> Result<Su
         comment: "made up, to measure the disk".into(),
         ..InterfaceLabel::default()
     };
-    let writer = Writer::create(target, NAME, spec.rotation, &spec.comment, vec![label])?;
+    let writer =
+        Writer::create(target, NAME, spec.rotation, spec.hashed, &spec.comment, vec![label])?;
     let (events, inbox) = unbounded();
     let (disk, to_disk) = bounded(spec.buffers + 1);
     let stream = Stream {

@@ -10,6 +10,9 @@
 //!   works or says why not, and how far it came.
 //! - Room is preallocated ahead of direct writes, because to make a file longer they would have to wait
 //!   for each other. A crash leaves it as zeros at the end, which are not a block; a seal cuts it off.
+//! - If it is asked for, what is in the file is hashed as it gets there, out of the memory that it is in:
+//!   to read it again would cost more than to write it did. That is given up for a segment as soon as
+//!   buffers run short, for the next packets need them more.
 
 use std::{
     collections::VecDeque,
@@ -23,6 +26,7 @@ use std::{
 };
 
 use nix::fcntl::{FallocateFlags, fallocate};
+use ring::digest::{Context, Digest, SHA256};
 
 use super::{Run, io::Io};
 use crate::{
@@ -82,11 +86,18 @@ pub(super) struct Output {
     /// Up to where there is room, or `u64::MAX` where it cannot be preallocated.
     allocated: u64,
     flights: VecDeque<Flight>,
+    /// Of all that is in the file; none if nobody wants it, or it was given up.
+    digest: Option<Context>,
 }
 
 impl Output {
     /// Creates the file, which begins with `head`. It is removed again when that cannot be written.
-    pub(super) fn create(hidden: PathBuf, head: &[u8], most: Option<u64>) -> io::Result<Self> {
+    pub(super) fn create(
+        hidden: PathBuf,
+        head: &[u8],
+        most: Option<u64>,
+        hashed: bool,
+    ) -> io::Result<Self> {
         let mut file =
             OpenOptions::new().create(true).truncate(true).read(true).write(true).open(&hidden)?;
         if let Err(error) = file.write_all(head) {
@@ -101,6 +112,11 @@ impl Output {
             most: most.unwrap_or(u64::MAX),
             allocated: 0,
             flights: VecDeque::new(),
+            digest: hashed.then(|| {
+                let mut digest = Context::new(&SHA256);
+                digest.update(head);
+                digest
+            }),
         })
     }
 
@@ -209,7 +225,14 @@ impl Output {
             self.file.write_some_at(bytes, at + (done + put) as u64)
         });
         io.used.cached_bytes += more as u64;
-        Some(Written { buffer, runs, put: done + more, result })
+        let put = done + more;
+        if result.is_err() || buffer.is_urgent() {
+            self.digest = None;
+        }
+        if let Some(digest) = &mut self.digest {
+            digest.update(&buffer.filled()[..put]);
+        }
+        Some(Written { buffer, runs, put, result })
     }
 
     /// Whether buffers are on their way.
@@ -238,6 +261,11 @@ impl Output {
 
     /// Cuts the file and goes on writing at its end. Nothing may be on its way.
     pub(super) fn cut(&mut self, size: u64) -> io::Result<()> {
+        self.digest = None;
+        self.truncate(size)
+    }
+
+    fn truncate(&mut self, size: u64) -> io::Result<()> {
         self.file.set_len(size)?;
         self.end = size;
         self.allocated = 0;
@@ -251,9 +279,17 @@ impl Output {
             io.release(place);
         }
         let appended = self.file.write_all_at(last, self.end);
-        let more = if appended.is_ok() { last.len() as u64 } else { 0 };
-        self.cut(self.end + more)?;
+        let more = if appended.is_ok() { last } else { &[] };
+        self.truncate(self.end + more.len() as u64)?;
+        if let Some(digest) = &mut self.digest {
+            digest.update(more);
+        }
         Ok(appended)
+    }
+
+    /// SHA-256 of the finished file, if it was hashed from its beginning to its end.
+    pub(super) fn digest(&mut self) -> Option<Digest> {
+        self.digest.take().map(Context::finish)
     }
 
     pub(super) fn sync(&self) -> io::Result<()> {

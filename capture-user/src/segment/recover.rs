@@ -36,6 +36,7 @@ pub fn survey(path: &Path) -> Result<SegmentInfo, SegmentError> {
         captured_bytes: 0,
         first_ns: 0,
         last_ns: 0,
+        sha256: None,
     };
     let mut piece = Vec::with_capacity(PIECE);
     loop {
@@ -141,9 +142,15 @@ mod tests {
     fn segment(folder: &Path) -> (PathBuf, Vec<u8>) {
         let path = folder.join("x.pcapng");
         let label = InterfaceLabel { name: "eth0".into(), ..InterfaceLabel::default() };
-        let mut writer =
-            Writer::create(Target::File(path.clone()), "", Rotation::default(), "", vec![label])
-                .unwrap();
+        let mut writer = Writer::create(
+            Target::File(path.clone()),
+            "",
+            Rotation::default(),
+            false,
+            "",
+            vec![label],
+        )
+        .unwrap();
         let pool = Pool::new(2, 1 << 17);
         let mut buffer = pool.take().unwrap();
         for number in 0..100_u64 {

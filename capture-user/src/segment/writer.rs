@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ring::digest::Digest;
 use serde::Serialize;
 use thiserror::Error;
 
@@ -96,6 +97,9 @@ pub struct SegmentInfo {
     pub first_ns: u64,
     /// Latest packet, UTC nanoseconds; 0 without packets.
     pub last_ns: u64,
+    /// SHA-256 of the file in hexadecimal digits, if it was taken while the file was written.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
 }
 
 /// Packets of one stream that stand one after the other in a buffer.
@@ -127,7 +131,7 @@ pub(crate) struct WriteOutcome {
 }
 
 enum Sink {
-    File(Output),
+    File(Box<Output>),
     Stream,
     Nowhere,
 }
@@ -147,6 +151,8 @@ struct Open {
 pub(crate) struct Writer {
     target: Target,
     rotation: Rotation,
+    /// Files are hashed as they are written.
+    hashed: bool,
     /// In a folder: what tells this series from the others.
     series: String,
     interfaces: Vec<InterfaceLabel>,
@@ -172,6 +178,7 @@ impl Writer {
         target: Target,
         series: &str,
         rotation: Rotation,
+        hashed: bool,
         comment: &str,
         interfaces: Vec<InterfaceLabel>,
     ) -> Result<Self, SegmentError> {
@@ -179,6 +186,7 @@ impl Writer {
         let mut writer = Self {
             target,
             rotation,
+            hashed,
             series: series.into(),
             interfaces,
             head,
@@ -258,8 +266,9 @@ impl Writer {
             Target::Nowhere => Sink::Nowhere,
             Target::File(_) | Target::Directory { .. } => {
                 let hidden = path.with_file_name(format!(".{name}.part"));
-                let output = Output::create(hidden.clone(), &self.head, self.rotation.bytes);
-                Sink::File(output.map_err(failed("creating", &hidden))?)
+                let most = self.rotation.bytes;
+                let output = Output::create(hidden.clone(), &self.head, most, self.hashed);
+                Sink::File(Box::new(output.map_err(failed("creating", &hidden))?))
             }
         };
         self.sequence += 1;
@@ -272,6 +281,7 @@ impl Writer {
                 captured_bytes: 0,
                 first_ns: 0,
                 last_ns: 0,
+                sha256: None,
             },
             since: Instant::now(),
             since_ns: utc_ns(),
@@ -446,6 +456,7 @@ impl Writer {
                 output.sync().map_err(failed("syncing", &hidden))?;
                 fs::rename(&hidden, &path).map_err(failed("renaming", &hidden))?;
                 sync_folder(self.folder())?;
+                open.info.sha256 = output.digest().as_ref().map(hex);
                 self.sealed.push(open.info);
                 drained.and(result.map_err(failed("writing", &path)))
             }
@@ -485,6 +496,11 @@ impl Writer {
     pub(crate) fn is_used(&self) -> bool {
         self.sequence > 0
     }
+}
+
+/// In hexadecimal digits.
+fn hex(digest: &Digest) -> String {
+    digest.as_ref().iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
 }
 
 /// A run that is not in a file.
