@@ -237,10 +237,11 @@ pub(super) fn arrive(veth: &Veth<'_>, generator: &Generator<'_>, count: u64) -> 
     veth.settle(out + count) - before
 }
 
-/// Sends about 20 MB, and waits until they have been captured.
+/// Sends about 20 MB, all of them from one CPU and so to one segment, and waits until they have been
+/// captured.
 fn send_long(veth: &Veth<'_>, mut captured: impl FnMut() -> u64) {
     let template = Template { length: 1400, ..Template::default() };
-    let arrived = arrive(veth, &Generator::new(&veth.left, template), 15_000);
+    let arrived = arrive(veth, &Generator::new(&veth.left, template).pinned(0), 15_000);
     wait_until("the packets", Duration::from_secs(20), || captured() == arrived);
 }
 
