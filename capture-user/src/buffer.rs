@@ -15,9 +15,35 @@ struct Page([u8; ALIGNMENT]);
 
 const _: () = assert!(align_of::<Page>() == ALIGNMENT);
 
+/// Memory as direct I/O wants it.
+pub(crate) struct Pages(Box<[Page]>);
+
+impl Pages {
+    /// As many as hold this many bytes, at least one.
+    pub(crate) fn new(bytes: usize) -> Self {
+        Self(vec![Page([0; ALIGNMENT]); bytes.div_ceil(ALIGNMENT).max(1)].into_boxed_slice())
+    }
+
+    #[inline]
+    pub(crate) fn bytes(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.0)
+    }
+
+    #[inline]
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        bytemuck::cast_slice_mut(&mut self.0)
+    }
+}
+
+impl std::fmt::Debug for Pages {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Pages").field(&self.0.len()).finish()
+    }
+}
+
 /// A run of whole pcapng blocks, on its way from a worker to the disk.
 pub struct Buffer {
-    pages: Box<[Page]>,
+    pages: Pages,
     filled: usize,
     /// Packets in it.
     pub packets: u64,
@@ -34,13 +60,13 @@ pub struct Buffer {
 impl Buffer {
     /// What is in it.
     pub fn filled(&self) -> &[u8] {
-        &bytemuck::cast_slice(&self.pages)[..self.filled]
+        &self.pages.bytes()[..self.filled]
     }
 
     /// What is free in it.
     #[inline]
     pub fn free(&mut self) -> &mut [u8] {
-        &mut bytemuck::cast_slice_mut(&mut self.pages)[self.filled..]
+        &mut self.pages.bytes_mut()[self.filled..]
     }
 
     /// Bytes in it.
@@ -83,7 +109,7 @@ impl Buffer {
     /// that there is room.
     pub(crate) fn pad(&mut self, by: usize) {
         let length = self.filled + by;
-        pcapng::pad(&mut bytemuck::cast_slice_mut(&mut self.pages)[..length], by);
+        pcapng::pad(&mut self.pages.bytes_mut()[..length], by);
         self.filled = length;
     }
 
@@ -175,15 +201,15 @@ impl Pool {
 
     fn add(self: &Arc<Self>) {
         // Not zeroed by the allocator but written, so that no page fault waits in the hot loop.
-        let mut pages = vec![Page([0; ALIGNMENT]); self.size.div_ceil(ALIGNMENT).max(1)];
-        for page in &mut pages {
-            page.0[0] = std::hint::black_box(1);
+        let mut pages = Pages::new(self.size);
+        for page in pages.bytes_mut().iter_mut().step_by(ALIGNMENT) {
+            *page = std::hint::black_box(1);
         }
-        let bytes: &[u8] = bytemuck::cast_slice(&pages);
+        let bytes = pages.bytes();
         let place = (bytes.as_ptr().addr(), bytes.len());
         self.places.lock().unwrap_or_else(PoisonError::into_inner).push(place);
         let buffer = Buffer {
-            pages: pages.into_boxed_slice(),
+            pages,
             filled: 0,
             packets: 0,
             captured_bytes: 0,

@@ -7,11 +7,11 @@
 //! - Memory is one part and one frame, however long the segment is.
 
 use std::{
-    fs::File,
     io::{self, Read as _},
     path::Path,
 };
 
+use capture_user::segment::Once;
 use ring::digest::{Context, SHA256};
 use zstd::{bulk::Compressor, zstd_safe::CParameter};
 
@@ -47,7 +47,7 @@ impl Compression {
 
 /// The parts of one segment.
 pub(super) struct Parts {
-    file: File,
+    file: Once,
     part: usize,
     compressor: Option<(Compressor<'static>, usize)>,
     /// Read, or compressed, and not yet part of a part.
@@ -84,8 +84,13 @@ impl Parts {
                 Some((compressor, frame))
             }
         };
-        let (file, digest) = (File::open(path)?, Context::new(&SHA256));
+        let (file, digest) = (Once::open(path)?, Context::new(&SHA256));
         Ok(Self { file, part, compressor, ready: Vec::new(), taken: 0, given: 0, digest })
+    }
+
+    /// The length of the file, bytes.
+    pub(super) fn size(&self) -> u64 {
+        self.file.size()
     }
 
     /// The next part; none behind the last.

@@ -60,11 +60,8 @@ async fn open(
     compression: Option<Compression>,
 ) -> Result<Parts, Failure> {
     let size = segment.size;
-    let (parts, found) = blocking(move || {
-        let found = std::fs::metadata(&path)?.len();
-        Ok((Parts::open(&path, part_bytes(size), compression)?, found))
-    })
-    .await?;
+    let parts = blocking(move || Parts::open(&path, part_bytes(size), compression)).await?;
+    let found = parts.size();
     if found != size {
         let text = format!("the file on this host has {found} bytes, and had {size}");
         return Err(Cause::lasting(text).into());

@@ -188,13 +188,21 @@ fn what_is_told_to_quit_aborts() {
 #[test]
 fn a_segment_that_is_gone_or_cut_short_is_told_apart() {
     let folder = tempfile::tempdir().unwrap();
-    let (path, segment, _) = segment(folder.path(), 1000);
+    let (path, unknown, text) = segment(folder.path(), 1000);
     let runtime = tokio::runtime::Runtime::new().unwrap();
+    let sha256 = id::hex(&id::sha256(&text));
+    assert_eq!(runtime.block_on(hash(path.clone(), &unknown)).unwrap(), sha256);
+    let known = Segment { sha256: Some("as it was written".into()), ..unknown.clone() };
+    assert_eq!(runtime.block_on(hash(path.clone(), &known)).unwrap(), "as it was written");
     fs::write(&path, "short").unwrap();
-    let Err(Failure::Cause(cause)) = runtime.block_on(hash(path.clone(), &segment)) else {
-        panic!("it is not what it was")
-    };
-    assert!(cause.refused && cause.to_string().contains("had 1000"), "{cause}");
+    for segment in [&unknown, &known] {
+        let Err(Failure::Cause(cause)) = runtime.block_on(hash(path.clone(), segment)) else {
+            panic!("it is not what it was")
+        };
+        assert!(cause.refused && cause.to_string().contains("had 1000"), "{cause}");
+    }
     fs::remove_file(&path).unwrap();
-    assert!(matches!(runtime.block_on(hash(path, &segment)), Err(Failure::Gone)));
+    for segment in [&unknown, &known] {
+        assert!(matches!(runtime.block_on(hash(path.clone(), segment)), Err(Failure::Gone)));
+    }
 }
