@@ -10,10 +10,11 @@ use tapline_tests::{
     netns::Namespace,
     privileged,
     process::{tool, wait_until},
+    store::objects_in,
     veth::{End, Veth},
 };
 
-use super::packets;
+use super::{delivered, packets};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -52,6 +53,9 @@ fn check(daemon: &Daemon<'_>) -> Vec<Value> {
             tool(&["capinfos", "-c", file.to_str().unwrap()]);
         }
         assert_eq!(status == "success", packets(&files) > 0, "{capture}");
+        if status == "success" {
+            delivered::check(&objects_in(&daemon.folder().join("data")), "captures", capture);
+        }
     }
     captures
 }
