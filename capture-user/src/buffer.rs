@@ -122,9 +122,9 @@ impl Buffer {
         self.last_ns = 0;
     }
 
-    /// Whether hardly any other buffer of its pool is free, so that it is needed back at once.
+    /// Whether more than half of its pool's buffers are in use: who fills them may have none soon.
     pub(crate) fn is_urgent(&self) -> bool {
-        self.home.upgrade().is_some_and(|home| home.free.len() < home.capacity() / RESERVE)
+        self.home.upgrade().is_some_and(|home| home.free.len() < home.capacity() / 2)
     }
 
     /// Empties it and gives it back to the pool that it came from, if there still is one.
@@ -154,9 +154,6 @@ pub struct Pool {
     /// Where its buffers are, and how long.
     places: Mutex<Vec<(usize, usize)>>,
 }
-
-/// One in this many buffers of a pool should be free.
-const RESERVE: usize = 8;
 
 /// Buffers that a pool has from the start, at least.
 const FIRST: usize = 2;
