@@ -147,6 +147,8 @@ fn capture(to_bucket: bool, rate: u64, duration: Duration) -> Outcome {
         done.store(true, Relaxed);
         (took, watcher.join().unwrap())
     });
+    // The one from before has been idle for too long.
+    let mut client = daemon.client();
     client.stop(id);
     let start = Instant::now();
     while !matches!(client.get(id)["status"].as_str(), Some("success" | "failed")) {
