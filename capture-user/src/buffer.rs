@@ -132,7 +132,9 @@ impl Buffer {
         self.empty();
         if let Some(home) = self.home.upgrade() {
             // A pool has room for every buffer that it made.
-            drop(home.free.push(self));
+            if let Err(buffer) = home.warm.push(self) {
+                drop(home.free.push(buffer));
+            }
         }
     }
 }
@@ -149,6 +151,9 @@ impl std::fmt::Debug for Buffer {
 /// The buffers of one job on one worker.
 #[derive(Debug)]
 pub struct Pool {
+    /// Of the free ones, a few that come first, so that a disk that keeps up is written from the same few,
+    /// which the caches hold.
+    warm: ArrayQueue<Buffer>,
     free: ArrayQueue<Buffer>,
     size: usize,
     /// Where its buffers are, and how long.
@@ -157,6 +162,9 @@ pub struct Pool {
 
 /// Buffers that a pool has from the start, at least.
 const FIRST: usize = 2;
+
+/// Bytes of the buffers that are used first: about a second-level cache.
+const WARM_BYTES: usize = 2 << 20;
 
 /// Bytes that a pool has room for from the start: what comes while the other buffers are made. To make
 /// these takes some milliseconds, in which the job has not begun.
@@ -167,7 +175,8 @@ impl Pool {
     /// them, so that a job can start; [`fill`](Self::fill) makes the others.
     pub fn new(count: usize, size: usize) -> Arc<Self> {
         let free = ArrayQueue::new(count.max(FIRST));
-        let pool = Arc::new(Self { free, size, places: Mutex::default() });
+        let warm = ArrayQueue::new((WARM_BYTES / size.max(1)).clamp(1, free.capacity()));
+        let pool = Arc::new(Self { warm, free, size, places: Mutex::default() });
         for _ in 0..pool.first() {
             pool.add();
         }
@@ -220,7 +229,7 @@ impl Pool {
     /// An empty buffer, if one is free.
     #[inline]
     pub fn take(&self) -> Option<Buffer> {
-        self.free.pop()
+        self.warm.pop().or_else(|| self.free.pop())
     }
 }
 

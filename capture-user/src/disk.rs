@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded};
 
 use crate::{
     buffer::{ALIGNMENT, Buffer, Pool},
@@ -81,12 +81,16 @@ pub(crate) struct Disk {
 const LOOK: Duration = Duration::from_millis(20);
 
 impl Disk {
-    /// Starts the thread.
+    /// Starts the thread, and waits until it has all its memory: to make and to pin that keeps a CPU busy
+    /// for some milliseconds, which a worker that shares it may not have.
     pub(crate) fn spawn(self) -> std::io::Result<()> {
-        thread::Builder::new().name(format!("tl-disk-{}", self.job)).spawn(|| self.run()).map(drop)
+        let (ready, is_ready) = bounded(1);
+        let name = format!("tl-disk-{}", self.job);
+        thread::Builder::new().name(name).spawn(move || self.run(&ready))?;
+        is_ready.recv().map_err(std::io::Error::other)
     }
 
-    fn run(mut self) {
+    fn run(mut self, ready: &Sender<()>) {
         if !self.cpus.is_empty() {
             placement::pin(&format!("tl-disk-{}", self.job), &self.cpus);
         }
@@ -100,6 +104,7 @@ impl Disk {
             error: None,
         };
         let (mut merges, lanes) = self.merges();
+        let _: Result<(), _> = ready.send(());
         let totals = loop {
             match self.next(&merges, &mut report) {
                 Ok(ToDisk::Buffer { stream, buffer }) => {

@@ -30,7 +30,10 @@ use std::{
 use crossbeam::channel::{Sender, bounded, unbounded};
 use thiserror::Error;
 
-use self::{control::Control, port::Port};
+use self::{
+    control::Control,
+    port::{Place, Port},
+};
 pub use self::{
     job::{Ending, Job, JobId, JobSpec, MIN_BUFFER, Progress, QueueProgress, StartError, Stopper},
     port::Opened,
@@ -163,6 +166,10 @@ pub struct EngineConfig {
     pub cpus: Vec<usize>,
     /// CPUs that disk threads share; without any, as [`placement`] has it.
     pub disk_cpus: Vec<usize>,
+    /// Whether workers go before all threads that have no real-time priority: for a host that captures
+    /// only. A queue's ring lasts for a millisecond at line rate, and the kernel lets other threads have a
+    /// CPU for longer at a time.
+    pub realtime: bool,
     /// The kernel programs; by default the embedded ones.
     pub object: Option<Vec<u8>>,
 }
@@ -201,13 +208,14 @@ impl Engine {
         };
         let mut given = Vec::new();
         let mut cpus = for_workers.into_iter().cycle().inspect(|cpu| given.push(*cpu));
+        let mut place = Place { realtime: config.realtime, cpus: &mut cpus };
         let mut ports: Vec<Port> = Vec::new();
         for interface in &config.interfaces {
             if ports.iter().any(|port| port.opened.name == interface.name) {
                 return Err(EngineError::Twice(interface.name.clone()));
             }
             let object = config.object.as_deref().unwrap_or(capture_ebpf::CAPTURE);
-            ports.push(Port::open(ports.len(), interface, object, &mut cpus, &events)?);
+            ports.push(Port::open(ports.len(), interface, object, &mut place, &events)?);
         }
         let opened = ports.iter().map(|port| port.opened.clone()).collect();
         let disk_cpus = match config.disk_cpus.as_slice() {

@@ -41,6 +41,16 @@ use crate::{
 /// small enough that the frames stay in the first-level cache until they are encoded.
 const BATCH: usize = 64;
 
+/// How many frames ahead of the one that is encoded the memory is asked for.
+const AHEAD: usize = 8;
+
+/// Length of a cache line, bytes.
+const LINE: usize = 64;
+
+/// Room in front of the frames' own headroom, so that the kernel program's header begins a pair of cache
+/// lines, and a short packet ends in the same pair: processors fetch both at once.
+const HEADROOM: u32 = HEADER_LEN as u32;
+
 /// Most frames of one packet: the kernel's `MAX_SKB_FRAGS` and the first.
 /// <https://github.com/torvalds/linux/blob/v6.6/include/linux/skbuff.h#L356-L361>
 const MAX_PARTS: usize = 18;
@@ -94,7 +104,7 @@ impl Default for SocketConfig {
         Self {
             ring_size: 4096,
             frame_size: 2048,
-            frames: 8192,
+            frames: 4096,
             zero_copy: ZeroCopy::Auto,
             need_wakeup: true,
             huge_pages: false,
@@ -169,14 +179,11 @@ impl SocketConfig {
         if !matches!(self.frame_size, 2048 | 4096) {
             return wrong("UMEM frame size", self.frame_size, "2048 or 4096 bytes");
         }
-        if !self.frames.is_power_of_two()
-            || self.frames < 2 * self.ring_size
-            || self.frames > 1 << 20
-        {
+        if !self.frames.is_power_of_two() || self.frames < self.ring_size || self.frames > 1 << 20 {
             return wrong(
                 "number of UMEM frames",
                 self.frames,
-                "a power of two, at least twice the ring size and at most 1048576",
+                "a power of two, at least the ring size and at most 1048576",
             );
         }
         Ok(())
@@ -194,6 +201,8 @@ pub struct Socket {
     newest_ns: u64,
     zero_copy: bool,
     multi_buffer: bool,
+    /// See [`Source::entries`]: what polls busily gets packets by asking only.
+    entries: usize,
     // Never used, but the socket goes when its queues do.
     _tx: TxQueue,
     _completion: CompQueue,
@@ -240,6 +249,7 @@ impl Socket {
         let umem_config = UmemConfig::builder()
             .frame_size(FrameSize::new(config.frame_size).map_err(|e| umem_error(e.into()))?)
             .fill_queue_size(QueueSize::new(config.frames).map_err(|e| umem_error(e.into()))?)
+            .frame_headroom(HEADROOM)
             .comp_queue_size(QueueSize::new(64).map_err(|e| umem_error(e.into()))?)
             .build()
             .map_err(|e| umem_error(e.into()))?;
@@ -282,6 +292,7 @@ impl Socket {
             newest_ns: 0,
             zero_copy,
             multi_buffer: flags.contains(BindFlags::XDP_USE_SG),
+            entries: if config.busy_poll.is_some() { 0 } else { config.ring_size as usize },
             _tx: tx,
             _completion: completion,
         })
@@ -312,6 +323,15 @@ impl Socket {
         // SAFETY: the same bytes, for as long as `self` is borrowed: frames are given back through
         // `&mut self` only.
         unsafe { std::slice::from_raw_parts(start, len) }
+    }
+
+    /// Asks for the first bytes of a frame, and the header in front of them: another CPU has written them,
+    /// and to fetch them takes as long as to encode some packets.
+    #[inline]
+    fn prefetch(&self, frame: &FrameDesc) {
+        let start = self.bytes(frame).as_ptr();
+        sys::prefetch(start.wrapping_sub(HEADER_LEN));
+        sys::prefetch(start.wrapping_add(LINE - HEADER_LEN));
     }
 
     /// The kernel program's header in front of a packet, and the packet's bytes behind it. `newest_ns` is
@@ -350,6 +370,10 @@ impl Socket {
 impl Source for Socket {
     const WAKES: bool = true;
 
+    fn entries(&self) -> usize {
+        self.entries
+    }
+
     #[inline]
     fn receive(&mut self, mut each: impl FnMut(&Received<'_>)) -> usize {
         let fresh = &mut self.batch[self.held..];
@@ -364,8 +388,14 @@ impl Source for Socket {
         let have = self.held + taken;
         let mut done = 0;
         let mut newest_ns = self.newest_ns;
+        for frame in &self.batch[self.held..have.min(self.held + AHEAD)] {
+            self.prefetch(frame);
+        }
         while done < have {
             let first = &self.batch[done];
+            if done + AHEAD < have {
+                self.prefetch(&self.batch[done + AHEAD]);
+            }
             if !first.has_more_frames() {
                 let (header, data) = Self::split(self.bytes(first), newest_ns);
                 newest_ns = newest_ns.max(header.time_ns);

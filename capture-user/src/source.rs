@@ -73,6 +73,12 @@ pub trait Source: Send {
     /// every few milliseconds while there is traffic.
     const WAKES: bool;
 
+    /// Entries of the ring, where a reader may leave packets to the clock for a moment; 0 where it may not,
+    /// or always does.
+    fn entries(&self) -> usize {
+        0
+    }
+
     /// Hands the packets of one batch to `each`, in order, and gives their memory back. Returns how
     /// much was taken off the queue, in the units of [`backlog`](Self::backlog); 0 when it was empty.
     fn receive(&mut self, each: impl FnMut(&Received<'_>)) -> usize;

@@ -59,6 +59,43 @@ pub fn is_zero_copy(socket: BorrowedFd<'_>) -> io::Result<bool> {
     }
 }
 
+/// Lets the calling thread go before others: its nice value, of which Linux has one per thread.
+///
+/// <https://man7.org/linux/man-pages/man2/setpriority.2.html>
+pub(crate) fn set_nice(nice: i32) -> io::Result<()> {
+    // SAFETY: takes plain numbers only; 0 is the calling thread.
+    let result = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Gives the calling thread the lowest real-time priority: it goes before all threads that have none, and
+/// at once, also where one of them is in the kernel.
+///
+/// <https://man7.org/linux/man-pages/man7/sched.7.html> (`SCHED_FIFO`)
+pub(crate) fn be_realtime() -> io::Result<()> {
+    let parameters = libc::sched_param { sched_priority: 1 };
+    // SAFETY: the parameters outlive the call; 0 is the calling thread.
+    let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameters) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Asks for the cache line at this address, which may be any: nothing is read.
+#[inline]
+pub(crate) fn prefetch(address: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch is a hint, and faults on no address. The instruction is part of the base set.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
+    }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: as above.
+    unsafe {
+        std::arch::asm!("prfm pldl1keep, [{}]", in(reg) address, options(nostack, readonly, preserves_flags));
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let _ = address;
+}
+
 /// Makes an interface receive what is addressed to others, for as long as the returned socket is open.
 /// The kernel counts such requests, so nobody else's is undone.
 ///

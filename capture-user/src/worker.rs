@@ -15,7 +15,7 @@ use std::{
 };
 
 use capture_ebpf::abi::{DIRECTION_IN, DIRECTION_OUT, MAX_JOBS};
-use crossbeam::channel::{Receiver, Sender, TrySendError, unbounded};
+use crossbeam::channel::{Receiver, Sender, TrySendError, bounded, unbounded};
 use nix::sys::eventfd::EventFd;
 
 use crate::{
@@ -32,6 +32,7 @@ use crate::{
     source::{Received, Source, SourceCounters, Wake},
     spin::{Next, Spin},
     stats::{QueueCounters, QueueTotals},
+    sys,
 };
 
 /// Longest sleep; bounds how late a partly filled buffer is passed on.
@@ -40,6 +41,15 @@ const LONG_NAP: Duration = Duration::from_millis(100);
 /// Sleep of a reader that the kernel does not wake, while there is traffic: the most that its packets
 /// are late. A ring must hold what comes meanwhile; one that fills up wakes its reader sooner.
 const SHORT_NAP: Duration = Duration::from_millis(4);
+
+/// Nice value of a worker whose ring is filled by the network card's pace, on a port that only mirrors: its
+/// ring lasts for a millisecond, a disk thread's queue for much longer. A worker of an interface that the
+/// host itself lives on has no such rank.
+const NICE: i32 = -10;
+
+/// How late a sleeper may be woken, so that several wake at once, nanoseconds. The kernel's own default is
+/// as long as a nap.
+const TIMER_SLACK_NS: u64 = 5_000;
 
 /// How long packets may stay in a buffer that does not fill up, nanoseconds.
 const FLUSH_NS: u64 = 200_000_000;
@@ -291,6 +301,29 @@ pub(crate) struct WorkerConfig {
     pub(crate) index: usize,
     /// Receive queue.
     pub(crate) queue: u32,
+    /// Whether it goes before all threads that have no real-time priority.
+    pub(crate) realtime: bool,
+}
+
+impl WorkerConfig {
+    /// The rank of the calling thread, a worker on a source of this kind.
+    fn rank<S: Source>(&self) -> std::io::Result<()> {
+        if self.realtime {
+            return sys::be_realtime().map_err(|error| {
+                std::io::Error::new(
+                    error.kind(),
+                    format!("no real-time priority, for which it needs CAP_SYS_NICE: {error}"),
+                )
+            });
+        }
+        // Where the host's own packets wait it has no privilege.
+        if S::WAKES
+            && let Err(error) = sys::set_nice(NICE)
+        {
+            log::debug!("{}: nice {NICE}: {error}", self.name);
+        }
+        Ok(())
+    }
 }
 
 struct Worker<S> {
@@ -336,8 +369,16 @@ pub(crate) fn spawn<S: Source + 'static>(
         nap: LONG_NAP,
         config,
     };
-    let thread =
-        thread::Builder::new().name(worker.config.name.clone()).spawn(move || worker.run())?;
+    let (answer, ranked) = bounded(1);
+    let thread = thread::Builder::new().name(worker.config.name.clone()).spawn(move || {
+        let rank = worker.config.rank::<S>();
+        let begins = rank.is_ok();
+        let _: Result<(), _> = answer.send(rank);
+        if begins {
+            worker.run();
+        }
+    })?;
+    ranked.recv().map_err(std::io::Error::other)??;
     Ok(WorkerLink { caller: Caller { mailbox, called, wake }, thread: Some(thread), queue })
 }
 
@@ -346,13 +387,17 @@ impl<S: Source> Worker<S> {
         if let Some(cpu) = self.config.cpu {
             placement::pin(&self.config.name, &[cpu]);
         }
-        let mut spin = Spin::new(S::WAKES);
+        if let Err(error) = nix::sys::prctl::set_timerslack(TIMER_SLACK_NS) {
+            log::debug!("{}: {error}", self.config.name);
+        }
+        let mut spin = Spin::new(self.source.entries());
         loop {
             if self.called.swap(false, Ordering::Acquire) && !self.answer_calls() {
                 return;
             }
-            if self.batch() > 0 {
-                spin.found();
+            let taken = self.batch();
+            if taken > 0 {
+                spin.found(taken);
                 self.nap = if S::WAKES { LONG_NAP } else { SHORT_NAP };
                 continue;
             }
@@ -360,6 +405,11 @@ impl<S: Source> Worker<S> {
                 // The looks that follow see what had been put on the queue by now.
                 Next::First(now_ns) => self.empty_at_ns = now_ns,
                 Next::Look => {}
+                Next::Nap(nap) => {
+                    self.tidy();
+                    thread::sleep(nap);
+                    self.empty_at_ns = monotonic_ns();
+                }
                 Next::Sleep => {
                     self.tidy();
                     self.sleep();

@@ -69,6 +69,9 @@ const IP_OFFSET: usize = 14;
 /// The most that is sent in one system call, so that a deadline is not missed by much.
 const CHUNK: u32 = 16384;
 
+/// The shortest time between two calls of a paced generator.
+const TURN: Duration = Duration::from_micros(50);
+
 /// Frames that the kernel makes before it hands them on.
 const BATCH: u32 = 64;
 
@@ -213,18 +216,24 @@ impl<'a> Generator<'a> {
         let before = self.sent();
         self.inside(|program, frame| {
             let start = Instant::now();
-            let total = (u128::from(rate) * duration.as_nanos() / 1_000_000_000) as u64;
-            let mut done = 0;
+            let frames =
+                |elapsed: Duration| (u128::from(rate) * elapsed.as_nanos() / 1_000_000_000) as u64;
+            let total = frames(duration);
+            // A call has a price of its own, and so all pay it equally often, whatever else the CPU does.
+            let turn =
+                Duration::from_nanos(u64::from(BATCH) * 1_000_000_000 / rate.max(1)).max(TURN);
+            let (mut done, mut next) = (0, turn);
             while done < total {
-                let elapsed = start.elapsed().min(duration).as_nanos();
-                let due = (u128::from(rate) * elapsed / 1_000_000_000) as u64 - done;
-                if due == 0 {
-                    thread::sleep(Duration::from_micros(50));
-                    continue;
+                if let Some(early) = next.checked_sub(start.elapsed()) {
+                    thread::sleep(early);
                 }
+                let due = frames(start.elapsed().max(next).min(duration)) - done;
+                next += turn;
                 let now = due.min(CHUNK.into()) as u32;
-                self.burst(program, frame, now);
-                done += u64::from(now);
+                if now > 0 {
+                    self.burst(program, frame, now);
+                    done += u64::from(now);
+                }
             }
         });
         self.sent() - before
@@ -240,8 +249,15 @@ impl<'a> Generator<'a> {
     ) -> u64 {
         let before = self.sent();
         self.inside(|program, frame| {
-            let start = Instant::now();
+            // The first ones find everybody asleep.
             let mut done = 0;
+            while done < window {
+                let now = (window - done).min(BATCH.into()) as u32;
+                self.burst(program, frame, now);
+                done += u64::from(now);
+                thread::sleep(TURN);
+            }
+            let start = Instant::now();
             while start.elapsed() < duration {
                 let room = (taken() + window).saturating_sub(done);
                 // A call has a price of its own: not for a few frames.

@@ -48,7 +48,8 @@ impl Engines {
             promiscuous: interface.promiscuous,
         };
         let interfaces = config.interfaces.iter().map(interface).collect();
-        let config = EngineConfig { interfaces, ..EngineConfig::default() };
+        let config =
+            EngineConfig { interfaces, realtime: config.realtime, ..EngineConfig::default() };
         let engine = Engine::open(&config)?;
         for opened in engine.interfaces() {
             tracing::info!(interface = opened.name, "capturing: {opened}");

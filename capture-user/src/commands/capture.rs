@@ -196,7 +196,7 @@ fn engine_config(args: &CaptureArgs) -> Result<EngineConfig, CaptureError> {
     let socket = SocketConfig {
         ring_size: args.ring_size,
         frame_size: args.frame_size,
-        frames: args.umem_frames.unwrap_or(args.ring_size.saturating_mul(2)),
+        frames: args.umem_frames.unwrap_or(args.ring_size),
         zero_copy: args.zero_copy,
         need_wakeup: !args.no_need_wakeup,
         huge_pages: args.huge_pages,
@@ -265,7 +265,7 @@ fn engine_config(args: &CaptureArgs) -> Result<EngineConfig, CaptureError> {
         })
         .collect();
     let (cpus, disk_cpus) = (args.cpus.clone(), args.disk_cpus.clone());
-    Ok(EngineConfig { interfaces, cpus, disk_cpus, object })
+    Ok(EngineConfig { interfaces, cpus, disk_cpus, realtime: args.realtime, object })
 }
 
 /// What `-w` means: a pipe, a folder or a file.

@@ -74,12 +74,18 @@ pub(super) struct Port {
     _promiscuous: Option<OwnedFd>,
 }
 
+/// Where and how workers run.
+pub(super) struct Place<'a> {
+    pub(super) cpus: &'a mut dyn Iterator<Item = usize>,
+    pub(super) realtime: bool,
+}
+
 /// What the parts of [`Port::open`] have in common.
-struct Opening<'a> {
+struct Opening<'a, 'b> {
     port: usize,
     interface: Interface,
     program: Program,
-    cpus: &'a mut dyn Iterator<Item = usize>,
+    place: &'a mut Place<'b>,
     events: &'a Sender<Event>,
 }
 
@@ -88,7 +94,7 @@ impl Port {
         port: usize,
         config: &InterfaceConfig,
         object: &[u8],
-        cpus: &mut dyn Iterator<Item = usize>,
+        place: &mut Place<'_>,
         events: &Sender<Event>,
     ) -> Result<Self, EngineError> {
         let interface = nic::find(&config.name)?;
@@ -102,7 +108,7 @@ impl Port {
             }
         });
         let index = interface.index;
-        let opening = Opening { port, interface, program, cpus, events };
+        let opening = Opening { port, interface, program, place, events };
         let (opened, program, workers) = match config.path {
             CapturePath::Tap { hook, direction, xdp, ring_bytes } => {
                 opening.tap(hook, direction, xdp, ring_bytes)?
@@ -115,7 +121,7 @@ impl Port {
     }
 }
 
-impl Opening<'_> {
+impl Opening<'_, '_> {
     fn opened(&self, mode: &'static str) -> Opened {
         Opened {
             name: self.interface.name.clone(),
@@ -138,7 +144,8 @@ impl Opening<'_> {
         source: S,
     ) -> Result<WorkerLink, EngineError> {
         let name = format!("tl-{}-q{queue}", self.interface.name);
-        let config = WorkerConfig { name: name.clone(), cpu, port: self.port, index, queue };
+        let (port, realtime) = (self.port, self.place.realtime);
+        let config = WorkerConfig { name: name.clone(), cpu, port, index, queue, realtime };
         spawn(config, source, self.events.clone())
             .map_err(|source| EngineError::Thread { name, source })
     }
@@ -168,7 +175,7 @@ impl Opening<'_> {
                 bytes: ring_bytes,
                 source,
             })?;
-            let on = self.cpus.next();
+            let on = self.place.cpus.next();
             workers.push(self.worker(workers.len(), on, cpu as u32, ring)?);
         }
         opened.queues = workers.len() as u32;
@@ -203,7 +210,7 @@ impl Opening<'_> {
             opened.zero_copy &= socket.zero_copy();
             opened.multi_buffer &= socket.multi_buffer();
             self.program.set_socket(queue, socket.as_raw_fd())?;
-            let on = self.cpus.next();
+            let on = self.place.cpus.next();
             workers.push(self.worker(workers.len(), on, queue, socket)?);
         }
         warn_of_single_buffers(&self.interface, &opened, config);

@@ -168,7 +168,7 @@ fn receive_all(
 ) -> u64 {
     let (mut received, mut told) = (0, 0);
     // It waits as the engine's worker does.
-    let mut spin = Spin::new(true);
+    let mut spin = Spin::new(socket.entries());
     loop {
         let taken = socket.receive(|packet| {
             black_box(packet.data);
@@ -178,7 +178,7 @@ fn receive_all(
             received += 1;
         });
         if taken > 0 {
-            spin.found();
+            spin.found(taken);
             if received - told >= TOLD {
                 progress.add(received - std::mem::replace(&mut told, received));
             }
@@ -187,11 +187,14 @@ fn receive_all(
         if told < received {
             progress.add(received - std::mem::replace(&mut told, received));
         }
-        if spin.empty() != Next::Sleep {
-            continue;
-        }
-        if end.load(Relaxed) {
-            return received;
+        match spin.empty() {
+            Next::First(_) | Next::Look => continue,
+            Next::Nap(nap) => {
+                thread::sleep(nap);
+                continue;
+            }
+            Next::Sleep if end.load(Relaxed) => return received,
+            Next::Sleep => {}
         }
         socket.wait(wake.as_fd(), Duration::from_millis(100)).unwrap();
     }

@@ -91,6 +91,10 @@ struct Args {
     #[arg(long, default_value = "2", value_parser = seconds)]
     seconds: Duration,
 
+    /// Frames that may be on their way in a closed loop; of several, each contestant gets its best
+    #[arg(long, value_delimiter = ',', default_value = "65536,32768,16384,8192,6144,5120,4608", value_parser = clap::value_parser!(u64).range(64..))]
+    windows: Vec<u64>,
+
     /// Length of a step of a sweep, seconds
     #[arg(long, default_value = "0.3", value_parser = seconds)]
     step: Duration,
@@ -184,6 +188,7 @@ impl Args {
         self.sizes = vec![Size::Fixed(64), Size::Imix];
         self.queues = vec![1, 2];
         self.repeats = 1;
+        self.windows = vec![8192];
         self.seconds = Duration::from_millis(200);
         self.step = Duration::from_millis(50);
         self.steps = 3;
@@ -266,7 +271,7 @@ fn default_out() -> PathBuf {
 /// The rounds.
 fn measure(args: &Args, folder: &Path, results: &mut Results) {
     let tools = present(&args.tools);
-    let mut windows = run::Windows::new(args.smoke);
+    let mut windows = run::Windows::new(args.windows.clone());
     let wants = |what| args.what.contains(&what);
     let mut push = |part, load, run: run::Run| {
         eprintln!(

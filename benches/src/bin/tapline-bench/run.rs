@@ -308,7 +308,6 @@ pub(crate) fn run(
     let port = load.one_percent.then_some(bed.template.sport);
     let running = Running::start(tool, end, folder, cpu(load), port);
     let record = load.size.record_len(tool);
-    #[expect(clippy::cast_sign_loss, reason = "a number of packets")]
     let taken = || {
         match tool {
             Tool::Receive | Tool::Read => return Some(floor::received(&running.file)),
@@ -318,7 +317,7 @@ pub(crate) fn run(
             _ => {}
         }
         let pid = running.pid().filter(|_| is_looped(tool, load))?;
-        Some((as_f64(machine::written(pid)) / record) as u64)
+        Some(tool.packets_in(machine::written(pid), record))
     };
 
     let (mut steps, mut marks) = (Vec::new(), vec![bed.sent()]);
@@ -414,13 +413,12 @@ fn judge(run: &mut Run, file: &Path, template: &Template, load: Load, marks: &[V
 /// the first round, the choice.
 #[derive(Debug)]
 pub(crate) struct Windows {
-    choice: &'static [u64],
+    choice: Vec<u64>,
     chosen: Vec<(Tool, Load, u64)>,
 }
 
 impl Windows {
-    pub(crate) fn new(smoke: bool) -> Self {
-        let choice: &[u64] = if smoke { &[8192] } else { &[65536, 32768, 16384, 8192, 4096] };
+    pub(crate) fn new(choice: Vec<u64>) -> Self {
         Self { choice, chosen: Vec::new() }
     }
 
@@ -434,7 +432,7 @@ impl Windows {
     ) -> Run {
         let is_known = |chosen: &&(Tool, Load, u64)| chosen.0 == tool && chosen.1 == load;
         let known = self.chosen.iter().find(is_known).map(|chosen| [chosen.2]);
-        let choice = known.as_ref().map_or(self.choice, <[u64; 1]>::as_slice);
+        let choice = known.as_ref().map_or(self.choice.as_slice(), <[u64; 1]>::as_slice);
         let mut best: Option<(Run, u64)> = None;
         for &window in choice {
             let run = run(tool, load, folder, &[Pace::Closed { window }], duration, |_| true);

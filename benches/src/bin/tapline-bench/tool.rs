@@ -22,7 +22,7 @@ use tapline_tests::{
     veth::End,
 };
 
-use crate::machine;
+use crate::{machine, run::as_f64};
 
 /// Longer than any of them takes to start or to end.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -63,6 +63,10 @@ pub(crate) const PEERS: [Tool; 3] = [Tool::Tcpdump, Tool::Dumpcap, Tool::Netsnif
 
 /// Flows that the jobs of [`Tool::Jobs64`] share.
 pub(crate) const JOB_FLOWS: u32 = 64;
+
+/// Size of `tapline`'s buffers, bytes, and what each adds to a file: the last page is for padding.
+const BUFFER: u64 = 256 << 10;
+const FILL: u64 = BUFFER - 4096;
 
 /// What a packet's record in a file consists of, besides the packet.
 #[derive(Clone, Copy, Debug)]
@@ -135,6 +139,18 @@ impl Tool {
         }
     }
 
+    /// How many packets it has written, if they take so many bytes on average. `tapline` writes whole
+    /// buffers, each made longer to the next page: a packet more for every few of them would soon be a
+    /// window's worth.
+    #[expect(clippy::cast_sign_loss, reason = "a number of packets")]
+    pub(crate) fn packets_in(self, bytes: u64, record: f64) -> u64 {
+        match self.records() {
+            Records::None => 0,
+            Records::Tapline => bytes / FILL * (as_f64(FILL) / record) as u64,
+            Records::Pcap | Records::Pcapng => (as_f64(bytes) / record) as u64,
+        }
+    }
+
     /// What it says once it captures.
     fn greeting(self) -> &'static str {
         match self {
@@ -153,7 +169,9 @@ impl Tool {
         let filter = port.map(|port| format!("udp src port {port}"));
         // Each has 64 MiB for what comes while its disk is busy, rings included: more than a closed
         // loop's window and what the disk may be given at once.
-        let capture = format!("capture -i {interface} --json --buffers 192");
+        let capture = format!(
+            "capture -i {interface} --json --realtime --buffer-size {BUFFER} --buffers 192"
+        );
         let exclusive = format!("{capture} --mode exclusive");
         let (program, args): (PathBuf, String) = match self {
             Self::Nobody => return Vec::new(),
@@ -244,8 +262,10 @@ impl Running {
         }
         let mut line = tool.line(&end.name, &running.file, port);
         if let Some(cpu) = cpu {
-            let on = ["taskset".into(), "-c".into(), cpu.to_string().into()];
-            line.splice(0..0, on);
+            // `tapline` gives its workers the rank themselves.
+            let rank = if PEERS.contains(&tool) { "chrt -f 1 " } else { "" };
+            let on = format!("{rank}taskset -c {cpu}");
+            line.splice(0..0, on.split(' ').map(OsString::from));
         }
         let said = File::create(&running.said).unwrap();
         let mut command: Command = end.namespace.command(&line[0], &line[1..]);

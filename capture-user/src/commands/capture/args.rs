@@ -138,8 +138,7 @@ pub struct CaptureArgs {
     )]
     pub ring_size: u32,
 
-    /// UMEM frames per queue, a power of two, at least twice the ring size [default: twice the ring
-    /// size]
+    /// UMEM frames per queue, a power of two, at least the ring size [default: the ring size]
     #[arg(
         long, value_name = "N", value_parser = whole::<u32>(128, 1 << 20),
         help_heading = "Tuning",
@@ -200,6 +199,11 @@ pub struct CaptureArgs {
         value_parser = whole::<usize>(0, CpuSet::count() - 1),
     )]
     pub disk_cpus: Vec<usize>,
+
+    /// Let workers go before all threads that have no real-time priority (SCHED_FIFO): for a host that
+    /// captures only
+    #[arg(long, help_heading = "Tuning")]
+    pub realtime: bool,
 
     /// Capture and encode, and throw away what was to be written: how fast is all but the disk? What
     /// is thrown away counts as written
