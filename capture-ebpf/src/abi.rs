@@ -26,7 +26,7 @@ pub mod programs {
 
 /// Map names.
 pub mod maps {
-    /// Array of `u64`: [`super::SWITCH_ACTIVE`] and [`super::SWITCH_GENERATION`].
+    /// Array of `u64`: [`super::SWITCH_ACTIVE`], [`super::SWITCH_GENERATION`] and [`super::SWITCH_WAKE`].
     pub const SWITCH: &str = "SWITCH";
     /// Two [`crate::classify::Tables`], of which one is in use.
     pub const TABLES: &str = "TABLES";
@@ -48,6 +48,9 @@ pub const SWITCH_ACTIVE: u32 = 0;
 
 /// Index in `SWITCH` of the table generation; its lowest bit says which of the two `TABLES` is read.
 pub const SWITCH_GENERATION: u32 = 1;
+
+/// Key in the switch map: bytes in a CPU's ring at which its reader is woken; 0 for never.
+pub const SWITCH_WAKE: u32 = 2;
 
 /// Marks a [`Header`]; userspace clears it once it has read one, so that a frame's earlier header is
 /// never taken for its next.

@@ -25,7 +25,9 @@ use aya::{
     },
 };
 use capture_ebpf::{
-    abi::{Counters, MAX_CPUS, MAX_JOBS, SWITCH_ACTIVE, SWITCH_GENERATION, maps, programs},
+    abi::{
+        Counters, MAX_CPUS, MAX_JOBS, SWITCH_ACTIVE, SWITCH_GENERATION, SWITCH_WAKE, maps, programs,
+    },
     classify::Tables,
 };
 use serde::Serialize;
@@ -186,6 +188,10 @@ enum Attached {
 
 /// An entry of `RINGS` that is no CPU's; writing it makes the kernel wait.
 const WAIT: u32 = MAX_CPUS as u32 - 1;
+
+/// The part of a ring at which its reader is woken. Sooner, and large packets wake it for every few of them,
+/// which a busy host feels; later, and the rest fills up before a busy host lets it run.
+const WAKE_PART: u64 = 4;
 
 /// The smallest ring on machines with pages of up to 64 KiB, bytes.
 const SMALLEST_RING: u32 = 64 << 10;
@@ -503,6 +509,8 @@ impl Program {
             return Err(ProgramLoadError::TooManyCpus(cpu));
         }
         let ring = ring(bytes)?;
+        let wake_at = u64::from(bytes) / WAKE_PART;
+        self.switch.set(SWITCH_WAKE, wake_at, 0).map_err(map_error(maps::SWITCH))?;
         self.rings.set(cpu, &ring, 0).map_err(map_error(maps::RINGS))?;
         Ok(ring)
     }

@@ -9,14 +9,14 @@ use aya_ebpf::{
 use capture_ebpf::{
     abi::{
         Counters, DIRECTION_OUT, JobCounters, MAX_JOBS, MAX_QUEUES, Outcome, SWITCH_ACTIVE,
-        SWITCH_GENERATION,
+        SWITCH_GENERATION, SWITCH_WAKE,
     },
     classify::{Ports, Tables, classify, sample},
     parse::{Buffer, ethernet, raw_ip},
 };
 
 #[map]
-static SWITCH: Array<u64> = Array::with_max_entries(2, 0);
+static SWITCH: Array<u64> = Array::with_max_entries(3, 0);
 
 #[map]
 static TABLES: Array<Tables> = Array::with_max_entries(2, 0);
@@ -131,6 +131,12 @@ pub(super) fn hits<B: Buffer>(
         0 => Err(Outcome::SampledOut),
         jobs => Ok(Hit { jobs, generation: generation as u8, tables }),
     }
+}
+
+/// Bytes in a ring at which its reader is woken.
+#[inline(always)]
+pub(super) fn wake_at() -> u64 {
+    SWITCH.get(SWITCH_WAKE).map_or(0, |bytes| *bytes)
 }
 
 impl Hit {

@@ -22,7 +22,7 @@ use capture_ebpf::{
 
 use super::{
     frame::{Skb, XdpFrame},
-    state::{Account, hits},
+    state::{Account, hits, wake_at},
 };
 
 /// Each CPU has a ring of its own: one that CPUs share collapses under its lock. Userspace makes the
@@ -33,10 +33,6 @@ static RINGS: ArrayOfMaps<RingBuf<Record, 4096>, MAX_CPUS> = ArrayOfMaps::new();
 /// Let the packet go on to the next program, or the stack: `TCX_NEXT`, which is `TC_ACT_UNSPEC`.
 /// <https://github.com/torvalds/linux/blob/v6.6/include/uapi/linux/bpf.h#L6313-L6320>
 const NEXT: i32 = -1;
-
-/// Bytes in a ring at which its reader is woken. Below, it comes by itself a few milliseconds later;
-/// a wake-up for each packet would cost more than the packet.
-const WAKE_AT: u64 = 256 * 1024;
 
 /// Length of a VLAN tag.
 const VLAN_LEN: u32 = 4;
@@ -164,7 +160,10 @@ fn copy<P: Packet, const SIZE: u32>(packet: &P, ring: *mut c_void, record: &Reco
     }
     // SAFETY: as for `bpf_ringbuf_reserve`.
     let waiting = unsafe { bpf_ringbuf_query(ring, u64::from(BPF_RB_AVAIL_DATA)) };
-    let wake = waiting >= WAKE_AT && waiting - size < WAKE_AT;
+    // Below, the reader comes by itself some milliseconds later: a wake-up for each packet would cost more
+    // than the packet.
+    let wake_at = wake_at();
+    let wake = waiting >= wake_at && waiting - size < wake_at;
     let flags = if wake { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP };
     // SAFETY: reserved above, and submitted once.
     unsafe { bpf_ringbuf_submit(place, u64::from(flags)) };

@@ -8,7 +8,8 @@ use tapline_tests::{netns::Namespace, process::wait_until, veth::Veth};
 
 use crate::{
     results::Spread,
-    tool::{Running, Tool},
+    run::as_f64,
+    tool::{Running, Said, Tool},
 };
 
 /// Name, watcher, and the port that it asks for: nothing uses the discard port.
@@ -18,6 +19,13 @@ const WATCHERS: [(&str, Tool, Option<u16>); 4] = [
     ("tapline tap, everything matched", Tool::Tap, None),
     ("tcpdump, everything matched", Tool::Tcpdump, None),
 ];
+
+/// The part of the packets that a watcher has written.
+fn written(said: &Said) -> Option<f64> {
+    let (hits, written) = (said.hits.filter(|hits| *hits > 0)?, said.written?);
+    // Not all tools count what they lose among what they receive.
+    Some(as_f64(written) / as_f64(hits.max(written + said.dropped())))
+}
 
 /// Runs the rounds; gives a table and its values.
 pub(crate) fn measure(folder: &Path, repeats: usize, duration: Duration) -> (String, Value) {
@@ -33,6 +41,7 @@ pub(crate) fn measure(folder: &Path, repeats: usize, duration: Duration) -> (Str
 
     let mut rates = [const { Vec::new() }; WATCHERS.len()];
     let mut ratios = [const { Vec::new() }; WATCHERS.len()];
+    let mut parts = [const { Vec::new() }; WATCHERS.len()];
     for round in 0..repeats {
         let mut now = [0.0; WATCHERS.len()];
         for turn in 0..WATCHERS.len() {
@@ -43,7 +52,7 @@ pub(crate) fn measure(folder: &Path, repeats: usize, duration: Duration) -> (Str
             let file = watcher.file.clone();
             let client = ["iperf3", "--client", "10.0.0.2", "--json", "--time", &seconds];
             let report: Value = serde_json::from_slice(&left.run(&client).stdout).unwrap();
-            watcher.stop();
+            parts[at].extend(written(&watcher.stop()));
             let _ = fs::remove_file(file);
             now[at] = report["end"]["sum_received"]["bits_per_second"].as_f64().unwrap() / 1e9;
         }
@@ -56,12 +65,18 @@ pub(crate) fn measure(folder: &Path, repeats: usize, duration: Duration) -> (Str
     server.wait().unwrap();
 
     let mut text = format!("\nTCP stream, {repeats} rounds of {seconds} s\n");
-    text += &format!("{:<34} {:>20} {:>20}\n", "", "Gbit/s", "ratio");
+    text += &format!("{:<34} {:>20} {:>20} {:>20}\n", "", "Gbit/s", "ratio", "written");
     let mut values = Vec::new();
     for (at, (name, ..)) in WATCHERS.iter().enumerate() {
         let [rate, ratio] = [&rates, &ratios].map(|all| Spread::of(all[at].clone()).unwrap());
-        text += &format!("{name:<34} {:>20} {:>20}\n", rate.show(1.0, 2), ratio.show(1.0, 3));
-        values.push(json!({ "watcher": name, "gbit_s": rate.json(), "ratio": ratio.json() }));
+        let part = Spread::of(parts[at].clone());
+        let shown = part.as_ref().map_or_else(|| "-".into(), |part| part.show(1.0, 3));
+        let (rated, compared) = (rate.show(1.0, 2), ratio.show(1.0, 3));
+        text += &format!("{name:<34} {rated:>20} {compared:>20} {shown:>20}\n");
+        values.push(json!({
+            "watcher": name, "gbit_s": rate.json(), "ratio": ratio.json(),
+            "written": part.map(|part| part.json()),
+        }));
     }
     (text, Value::Array(values))
 }
