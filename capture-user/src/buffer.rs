@@ -124,7 +124,9 @@ impl Buffer {
 
     /// Whether more than half of its pool's buffers are in use: who fills them may have none soon.
     pub(crate) fn is_urgent(&self) -> bool {
-        self.home.upgrade().is_some_and(|home| home.free.len() < home.capacity() / 2)
+        self.home
+            .upgrade()
+            .is_some_and(|home| home.warm.len() + home.free.len() < home.capacity() / 2)
     }
 
     /// Empties it and gives it back to the pool that it came from, if there still is one.

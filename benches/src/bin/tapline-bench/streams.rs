@@ -71,11 +71,11 @@ pub(crate) fn measure(folder: &Path, repeats: usize, duration: Duration) -> (Str
         let [rate, ratio] = [&rates, &ratios].map(|all| Spread::of(all[at].clone()).unwrap());
         let part = Spread::of(parts[at].clone());
         let shown = part.as_ref().map_or_else(|| "-".into(), |part| part.show(1.0, 3));
-        let (rated, compared) = (rate.show(1.0, 2), ratio.show(1.0, 3));
-        text += &format!("{name:<34} {rated:>20} {compared:>20} {shown:>20}\n");
+        let (shown_rate, shown_ratio) = (rate.show(1.0, 2), ratio.show(1.0, 3));
+        text += &format!("{name:<34} {shown_rate:>20} {shown_ratio:>20} {shown:>20}\n");
         values.push(json!({
             "watcher": name, "gbit_s": rate.json(), "ratio": ratio.json(),
-            "written": part.map(|part| part.json()),
+            "written": part.map(Spread::json),
         }));
     }
     (text, Value::Array(values))
