@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// How often a worker is asked to pass on what it has, while others' packets wait for it.
-const ASK: Duration = Duration::from_millis(20);
+const ASK: Duration = Duration::from_millis(5);
 
 /// Up to when a worker's packets have been passed on, UTC nanoseconds. The worker moves it, the disk
 /// thread reads it.

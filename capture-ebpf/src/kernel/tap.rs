@@ -163,7 +163,9 @@ fn copy<P: Packet, const SIZE: u32>(packet: &P, ring: *mut c_void, record: &Reco
     // Below, the reader comes by itself some milliseconds later: a wake-up for each packet would cost more
     // than the packet.
     let wake_at = wake_at();
-    let wake = waiting >= wake_at && waiting - size < wake_at;
+    // A record takes this much of the ring, with its own head.
+    let taken = (size + 15) & !7;
+    let wake = waiting >= wake_at && waiting - taken < wake_at;
     let flags = if wake { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP };
     // SAFETY: reserved above, and submitted once.
     unsafe { bpf_ringbuf_submit(place, u64::from(flags)) };

@@ -92,7 +92,7 @@ struct Args {
     seconds: Duration,
 
     /// Frames that may be on their way in a closed loop; of several, each contestant gets its best
-    #[arg(long, value_delimiter = ',', default_value = "65536,32768,16384,8192,6144,5120,4608", value_parser = clap::value_parser!(u64).range(64..))]
+    #[arg(long, value_delimiter = ',', default_value = "65536,32768,16384,8192,5120,4608,4032", value_parser = clap::value_parser!(u64).range(64..))]
     windows: Vec<u64>,
 
     /// Length of a step of a sweep, seconds

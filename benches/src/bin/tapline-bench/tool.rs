@@ -169,9 +169,7 @@ impl Tool {
         let filter = port.map(|port| format!("udp src port {port}"));
         // Each has 64 MiB for what comes while its disk is busy, rings included: more than a closed
         // loop's window and what the disk may be given at once.
-        let capture = format!(
-            "capture -i {interface} --json --realtime --buffer-size {BUFFER} --buffers 192"
-        );
+        let capture = format!("capture -i {interface} --json --buffer-size {BUFFER} --buffers 192");
         let exclusive = format!("{capture} --mode exclusive");
         let (program, args): (PathBuf, String) = match self {
             Self::Nobody => return Vec::new(),
@@ -262,10 +260,8 @@ impl Running {
         }
         let mut line = tool.line(&end.name, &running.file, port);
         if let Some(cpu) = cpu {
-            // `tapline` gives its workers the rank themselves.
-            let rank = if PEERS.contains(&tool) { "chrt -f 1 " } else { "" };
-            let on = format!("{rank}taskset -c {cpu}");
-            line.splice(0..0, on.split(' ').map(OsString::from));
+            let on = ["taskset".into(), "-c".into(), cpu.to_string().into()];
+            line.splice(0..0, on);
         }
         let said = File::create(&running.said).unwrap();
         let mut command: Command = end.namespace.command(&line[0], &line[1..]);
