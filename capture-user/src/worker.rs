@@ -40,7 +40,7 @@ const LONG_NAP: Duration = Duration::from_millis(100);
 
 /// Sleep of a reader that the kernel does not wake, while there is traffic: the most that its packets
 /// are late. A ring must hold what comes meanwhile; one that fills up wakes its reader sooner.
-const SHORT_NAP: Duration = Duration::from_millis(20);
+const SHORT_NAP: Duration = Duration::from_millis(4);
 
 /// Nice value of a worker whose ring is filled by the network card's pace, on a port that only mirrors: its
 /// ring lasts for a millisecond, a disk thread's queue for much longer. A worker of an interface that the
