@@ -162,39 +162,22 @@ pub struct Pool {
     places: Mutex<Vec<(usize, usize)>>,
 }
 
-/// Buffers that a pool has from the start, at least.
-const FIRST: usize = 2;
+/// Least number of buffers.
+const LEAST: usize = 2;
 
 /// Bytes of the buffers that are used first: about a second-level cache.
 const WARM_BYTES: usize = 2 << 20;
 
-/// Bytes that a pool has room for from the start: what comes while the other buffers are made. To make
-/// these takes some milliseconds, in which the job has not begun.
-const FIRST_BYTES: usize = 16 << 20;
-
 impl Pool {
-    /// A pool for `count` buffers of `size` bytes, rounded up to whole pages. It has the first of
-    /// them, so that a job can start; [`fill`](Self::fill) makes the others.
+    /// A pool of `count` buffers of `size` bytes, rounded up to whole pages.
     pub fn new(count: usize, size: usize) -> Arc<Self> {
-        let free = ArrayQueue::new(count.max(FIRST));
+        let free = ArrayQueue::new(count.max(LEAST));
         let warm = ArrayQueue::new((WARM_BYTES / size.max(1)).clamp(1, free.capacity()));
         let pool = Arc::new(Self { warm, free, size, places: Mutex::default() });
-        for _ in 0..pool.first() {
+        for _ in 0..pool.capacity() {
             pool.add();
         }
         pool
-    }
-
-    /// How many buffers it has from the start.
-    fn first(&self) -> usize {
-        FIRST_BYTES.div_ceil(self.size.max(1)).clamp(FIRST, self.capacity())
-    }
-
-    /// Makes the rest of the buffers. Call it once.
-    pub fn fill(self: &Arc<Self>) {
-        for _ in self.first()..self.capacity() {
-            self.add();
-        }
     }
 
     /// How many buffers there are, free or not.

@@ -81,8 +81,8 @@ pub(crate) struct Disk {
 const LOOK: Duration = Duration::from_millis(20);
 
 impl Disk {
-    /// Starts the thread, and waits until it has all its memory: to make and to pin that keeps a CPU busy
-    /// for some milliseconds, which a worker that shares it may not have.
+    /// Starts the thread, and waits until it has pinned its memory: that keeps a CPU busy for some
+    /// milliseconds, which a worker that shares it may not have.
     pub(crate) fn spawn(self) -> std::io::Result<()> {
         let (ready, is_ready) = bounded(1);
         let name = format!("tl-disk-{}", self.job);
@@ -148,9 +148,6 @@ impl Disk {
             Merge::new(lanes, pool, self.fill)
         };
         let merges = of_writer.into_iter().map(merge).collect();
-        for pool in &pools {
-            pool.fill();
-        }
         self.io.prepare(self.writers.len(), pools);
         (merges, index)
     }

@@ -345,10 +345,8 @@ mod tests {
     fn lanes(count: usize, buffers: usize) -> (Vec<Arc<Pool>>, Vec<Arc<Frontier>>, Merge) {
         let pools: Vec<_> = (0..count).map(|_| Pool::new(buffers, 1 << 16)).collect();
         let frontiers: Vec<Arc<Frontier>> = (0..count).map(|_| Arc::default()).collect();
-        let lane = |at: usize| {
-            pools[at].fill();
-            Lane::new(at, at, Arc::clone(&frontiers[at]), buffers, Box::new(|| {}))
-        };
+        let lane =
+            |at: usize| Lane::new(at, at, Arc::clone(&frontiers[at]), buffers, Box::new(|| {}));
         let pool = Pool::new(2, 1 << 16);
         let merge = Merge::new((0..count).map(lane).collect(), Some(pool), 1 << 14);
         (pools, frontiers, merge)

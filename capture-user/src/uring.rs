@@ -269,7 +269,6 @@ mod tests {
         for registered in [true, false] {
             let file = tempfile::tempfile().unwrap();
             let pool = Pool::new(8, 8192);
-            pool.fill();
             let mut ring = Uring::new(2).unwrap();
             if registered {
                 ring.register(vec![Arc::clone(&pool)]).unwrap();
@@ -322,7 +321,6 @@ mod tests {
         let count = 3 * DEPTH as usize;
         let file = tempfile::tempfile().unwrap();
         let pool = Pool::new(count, 4096);
-        pool.fill();
         let mut ring = Uring::new(1).unwrap();
         ring.set_file(0, Some(file.as_fd())).unwrap();
         let write = |at: usize| {

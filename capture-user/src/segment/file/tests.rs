@@ -28,7 +28,6 @@ impl Bench {
         let label = InterfaceLabel { name: "eth0".into(), ..InterfaceLabel::default() };
         let writer = Writer::create(target, "", rotation, true, "", vec![label]).unwrap();
         let pool = Pool::new(8, 1 << 18);
-        pool.fill();
         let mut io = Io::default();
         io.prepare(1, vec![Arc::clone(&pool)]);
         Self { folder, pool, writer, io, sent: 0, written: 0 }
