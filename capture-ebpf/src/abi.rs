@@ -52,8 +52,8 @@ pub const SWITCH_GENERATION: u32 = 1;
 /// Key in the switch map: bytes in a CPU's ring at which its reader is woken; 0 for never.
 pub const SWITCH_WAKE: u32 = 2;
 
-/// Marks a [`Header`]; userspace clears it once it has read one, so that a frame's earlier header is
-/// never taken for its next.
+/// Marks a [`Header`]. What a frame holds of an earlier packet has it, too, and an earlier time, by which
+/// userspace tells them apart.
 pub const HEADER_MAGIC: u32 = 0x7470_6c31;
 
 /// What travels in front of each packet that the kernel hands over.

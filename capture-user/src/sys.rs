@@ -1,4 +1,4 @@
-//! The few system calls that no safe crate offers. With [`crate::socket`] the only `unsafe` here.
+//! The few system calls, and the one hint to the processor, that no safe crate offers. With [`crate::socket`] the only `unsafe` here.
 
 use std::{
     io,
