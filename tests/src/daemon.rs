@@ -1,7 +1,6 @@
 //! `taplined` at work on an end of a veth pair, and a plain HTTP client for it.
 
 use std::{
-    env,
     ffi::OsStr,
     fs::{self, File},
     io::{BufRead as _, BufReader, Read as _, Write as _},
@@ -22,7 +21,7 @@ use tempfile::TempDir;
 
 use crate::{
     netns::Namespace,
-    process::{checked, wait_until},
+    process::{built, checked, folders, wait_until},
     store::faketime,
     veth::End,
 };
@@ -45,36 +44,12 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// The path of `taplined`: what `TAPLINED_BIN` names, or built now, as the tests were.
 pub fn taplined_path() -> &'static Path {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
-    PATH.get_or_init(|| env::var_os("TAPLINED_BIN").map_or_else(build, PathBuf::from))
-}
-
-/// Cargo's target folder, and the profile's folder in it.
-fn folders() -> (PathBuf, PathBuf) {
-    // TARGET/PROFILE/deps/main-HASH
-    let test = env::current_exe().unwrap();
-    let profile = test.parent().and_then(Path::parent).unwrap();
-    (profile.parent().unwrap().to_path_buf(), profile.to_path_buf())
+    PATH.get_or_init(|| built("TAPLINED_BIN", "api", "taplined"))
 }
 
 /// Where tests keep what they have fetched.
 pub fn cache(name: &str) -> PathBuf {
     folders().0.join("test-cache").join(name)
-}
-
-fn build() -> PathBuf {
-    let (target, folder) = folders();
-    let profile = match folder.file_name().and_then(|name| name.to_str()).unwrap() {
-        "debug" => "dev",
-        name => name,
-    };
-    let mut build = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    build
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .args(["build", "--package", "api", "--bin", "taplined", "--profile", profile])
-        .arg("--target-dir")
-        .arg(target);
-    checked(&mut build);
-    folder.join("taplined")
 }
 
 /// A running `taplined`; killed when dropped, with its data folder.

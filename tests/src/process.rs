@@ -51,7 +51,7 @@ pub fn wait_until(what: &str, timeout: Duration, mut done: impl FnMut() -> bool)
 /// The path of `tapline`: what `TAPLINE_BIN` names, or built now, as the tests were.
 pub fn tapline_path() -> &'static Path {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
-    PATH.get_or_init(|| env::var_os("TAPLINE_BIN").map_or_else(build_tapline, PathBuf::from))
+    PATH.get_or_init(|| built("TAPLINE_BIN", "capture-user", "tapline"))
 }
 
 /// `tapline` with these arguments.
@@ -61,11 +61,21 @@ pub fn tapline(args: &[&str]) -> Command {
     command
 }
 
-fn build_tapline() -> PathBuf {
-    // TARGET/PROFILE/deps/main-HASH
-    let test = env::current_exe().unwrap();
-    let folder = test.parent().and_then(Path::parent).unwrap();
-    let target = folder.parent().unwrap();
+/// Cargo's target folder, and the profile's folder in it.
+pub(crate) fn folders() -> (PathBuf, PathBuf) {
+    // TARGET/PROFILE/deps/main-HASH of a test, TARGET/PROFILE/NAME of a program
+    let this = env::current_exe().unwrap();
+    let folder = this.parent().unwrap();
+    let profile = if folder.ends_with("deps") { folder.parent().unwrap() } else { folder };
+    (profile.parent().unwrap().to_path_buf(), profile.to_path_buf())
+}
+
+/// The path of a program: what the variable names, or built now, as the tests were.
+pub(crate) fn built(variable: &str, package: &str, program: &str) -> PathBuf {
+    if let Some(path) = env::var_os(variable) {
+        return path.into();
+    }
+    let (target, folder) = folders();
     let profile = match folder.file_name().and_then(|name| name.to_str()).unwrap() {
         "debug" => "dev",
         name => name,
@@ -73,9 +83,9 @@ fn build_tapline() -> PathBuf {
     let mut build = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     build
         .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .args(["build", "--package", "capture-user", "--bin", "tapline", "--profile", profile])
+        .args(["build", "--package", package, "--bin", program, "--profile", profile])
         .arg("--target-dir")
         .arg(target);
     checked(&mut build);
-    folder.join("tapline")
+    folder.join(program)
 }
