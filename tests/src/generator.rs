@@ -72,6 +72,9 @@ const CHUNK: u32 = 16384;
 /// The shortest time between two calls of a paced generator.
 const TURN: Duration = Duration::from_micros(50);
 
+/// Frames of a closed loop that come slowly: they find everybody asleep.
+const FIRST: u64 = 1024;
+
 /// Frames that the kernel makes before it hands them on.
 const BATCH: u32 = 64;
 
@@ -249,9 +252,8 @@ impl<'a> Generator<'a> {
     ) -> u64 {
         let before = self.sent();
         self.inside(|program, frame| {
-            // The first ones find everybody asleep.
             let mut done = 0;
-            while done < window {
+            while done < window.min(FIRST) {
                 let now = (window - done).min(BATCH.into()) as u32;
                 self.burst(program, frame, now);
                 done += u64::from(now);
