@@ -22,6 +22,7 @@ use capture_user::{
     socket::SocketConfig,
 };
 use nix::{
+    libc::{SCHED_FIFO, SCHED_OTHER},
     sys::{signal::Signal, stat::Mode},
     unistd::mkfifo,
 };
@@ -501,6 +502,45 @@ fn rotation_by_time_keeps_each_file_whole() {
     assert_eq!((summary.hits(), summary.dropped()), (arrived, 0));
     let files = check_rotation(folder.path(), &summary);
     assert!((3..=8).contains(&files.len()), "{} files in 1.5 s", files.len());
+}
+
+/// Scheduling policies of a process's threads, by name.
+/// <https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html>
+fn policies(capture: &Capture) -> Vec<(String, String)> {
+    let threads = fs::read_dir(format!("/proc/{}/task", capture.pid())).unwrap();
+    let policy = |thread: std::io::Result<fs::DirEntry>| {
+        let stat = fs::read_to_string(thread.unwrap().path().join("stat")).unwrap();
+        let (front, back) = stat.rsplit_once(") ").unwrap();
+        let name = front.split_once('(').unwrap().1.to_owned();
+        (name, back.split(' ').nth(38).unwrap().to_owned())
+    };
+    threads.map(policy).collect()
+}
+
+#[test]
+fn workers_and_they_alone_are_real_time_threads_where_it_is_asked_for() {
+    privileged!();
+    let (left, right) = (Namespace::new(), Namespace::new());
+    let veth = Veth::new(&left, &right);
+    let folder = tempdir().unwrap();
+    for (round, flag, policy) in [(1, None, SCHED_OTHER), (2, Some("--realtime"), SCHED_FIFO)] {
+        let file = folder.path().join(format!("{policy}.pcapng"));
+        let flags: Vec<_> = ROOMY.into_iter().chain(flag).collect();
+        let capture = Capture::start(exclusive(&veth.right, &file, &flags));
+        Generator::new(&veth.left, Template::default()).send(1000);
+        // The kernel keeps 15 bytes of a name.
+        let start: String = format!("tl-{}", veth.right.name).chars().take(15).collect();
+        let (workers, others): (Vec<_>, Vec<_>) =
+            policies(&capture).into_iter().partition(|(name, _)| name.starts_with(&start));
+        assert_eq!(workers.len(), 1, "{workers:?} {others:?}");
+        assert_eq!(workers[0].1, policy.to_string());
+        assert!(others.iter().all(|(_, policy)| policy == "0"), "{others:?}");
+        veth.settle(round * 1000);
+        let summary = capture.stop().success();
+        let contents = accepted(&file);
+        check_statistics(&contents, &summary);
+        assert_eq!(contents.packets.len(), 1000);
+    }
 }
 
 #[test]

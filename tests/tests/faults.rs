@@ -338,9 +338,10 @@ fn unprivileged(end: &End<'_>, program: &Path, write: &Path, capabilities: &str)
         "--bounding-set",
         set,
     ]);
-    // What a user may lock in memory on most systems.
+    // What a user may lock in memory on most systems, and a UMEM of twice that.
     command.args(["prlimit", "--memlock=8388608"]);
     command.arg(program).args(["capture", "--mode", "exclusive", "--json", "-i", &end.name]);
+    command.args(["--umem-frames", "8192"]);
     command.arg("-w").arg(write).args(BRIEF);
     command
 }
@@ -382,6 +383,15 @@ fn missing_privileges_are_named_with_the_command_that_gives_them() {
     let write = home.join("allowed.pcapng");
     run(unprivileged(&veth.right, &program, &write, all)).success();
     assert_eq!(counted(&write), 0);
+
+    let mut ranked = unprivileged(&veth.right, &program, &home.join("ranked.pcapng"), all);
+    ranked.arg("--realtime");
+    let ended = run(ranked);
+    let failure = ended.failure();
+    assert!(
+        failure.contains("no real-time priority, for which it needs CAP_SYS_NICE"),
+        "{failure}"
+    );
 
     let write = folder.path().join("elsewhere.pcapng");
     let ended = run(unprivileged(&veth.right, &program, &write, all));
