@@ -1,43 +1,40 @@
 //! The buffers that packets are encoded into and that go to the disk thread whole.
 
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 use crossbeam::queue::ArrayQueue;
 
-use crate::segment::pcapng;
+use crate::{
+    segment::pcapng,
+    sys::{Part, parts},
+};
 
 /// Alignment of a buffer's memory, as direct I/O wants it.
 pub const ALIGNMENT: usize = 4096;
 
-#[derive(Clone, Copy, bytemuck::Zeroable, bytemuck::Pod)]
-#[repr(C, align(4096))]
-struct Page([u8; ALIGNMENT]);
-
-const _: () = assert!(align_of::<Page>() == ALIGNMENT);
-
 /// Memory as direct I/O wants it.
-pub(crate) struct Pages(Box<[Page]>);
+#[derive(Debug)]
+pub(crate) struct Pages(Part);
 
 impl Pages {
-    /// As many as hold this many bytes, at least one.
-    pub(crate) fn new(bytes: usize) -> Self {
-        Self(vec![Page([0; ALIGNMENT]); bytes.div_ceil(ALIGNMENT).max(1)].into_boxed_slice())
+    /// So many, each with as many pages as hold `bytes`, at least one.
+    pub(crate) fn several(count: usize, bytes: usize) -> Vec<Self> {
+        let size = bytes.next_multiple_of(ALIGNMENT).max(ALIGNMENT);
+        match parts(count, size) {
+            Ok(parts) => parts.into_iter().map(Self).collect(),
+            // Like any allocation that fails.
+            Err(error) => panic!("no memory for {count} buffers of {size} bytes: {error}"),
+        }
     }
 
     #[inline]
     pub(crate) fn bytes(&self) -> &[u8] {
-        bytemuck::cast_slice(&self.0)
+        self.0.bytes()
     }
 
     #[inline]
     pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
-        bytemuck::cast_slice_mut(&mut self.0)
-    }
-}
-
-impl std::fmt::Debug for Pages {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Pages").field(&self.0.len()).finish()
+        self.0.bytes_mut()
     }
 }
 
@@ -124,9 +121,7 @@ impl Buffer {
 
     /// Whether more than half of its pool's buffers are in use: who fills them may have none soon.
     pub(crate) fn is_urgent(&self) -> bool {
-        self.home
-            .upgrade()
-            .is_some_and(|home| home.warm.len() + home.free.len() < home.capacity() / 2)
+        self.home.upgrade().is_some_and(|home| home.available() < home.capacity() / 2)
     }
 
     /// Empties it and gives it back to the pool that it came from, if there still is one.
@@ -157,9 +152,8 @@ pub struct Pool {
     /// which the caches hold.
     warm: ArrayQueue<Buffer>,
     free: ArrayQueue<Buffer>,
-    size: usize,
     /// Where its buffers are, and how long.
-    places: Mutex<Vec<(usize, usize)>>,
+    places: Vec<(usize, usize)>,
 }
 
 /// Least number of buffers.
@@ -173,9 +167,18 @@ impl Pool {
     pub fn new(count: usize, size: usize) -> Arc<Self> {
         let free = ArrayQueue::new(count.max(LEAST));
         let warm = ArrayQueue::new((WARM_BYTES / size.max(1)).clamp(1, free.capacity()));
-        let pool = Arc::new(Self { warm, free, size, places: Mutex::default() });
-        for _ in 0..pool.capacity() {
-            pool.add();
+        let mut memory = Pages::several(free.capacity(), size);
+        for page in
+            memory.iter_mut().flat_map(|pages| pages.bytes_mut().iter_mut().step_by(ALIGNMENT))
+        {
+            // Written, so that no page fault waits in the hot loop.
+            *page = std::hint::black_box(1);
+        }
+        let place = |pages: &Pages| (pages.bytes().as_ptr().addr(), pages.bytes().len());
+        let places = memory.iter().map(place).collect();
+        let pool = Arc::new(Self { warm, free, places });
+        for pages in memory {
+            drop(pool.free.push(pool.buffer(pages)));
         }
         pool
     }
@@ -185,21 +188,19 @@ impl Pool {
         self.free.capacity()
     }
 
-    /// Where its buffers are, those that are not free too, and their sizes in bytes.
-    pub(crate) fn places(&self) -> Vec<(usize, usize)> {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// How many are free.
+    #[inline]
+    pub(crate) fn available(&self) -> usize {
+        self.warm.len() + self.free.len()
     }
 
-    fn add(self: &Arc<Self>) {
-        // Not zeroed by the allocator but written, so that no page fault waits in the hot loop.
-        let mut pages = Pages::new(self.size);
-        for page in pages.bytes_mut().iter_mut().step_by(ALIGNMENT) {
-            *page = std::hint::black_box(1);
-        }
-        let bytes = pages.bytes();
-        let place = (bytes.as_ptr().addr(), bytes.len());
-        self.places.lock().unwrap_or_else(PoisonError::into_inner).push(place);
-        let buffer = Buffer {
+    /// Where its buffers are, those that are not free too, and their sizes in bytes.
+    pub(crate) fn places(&self) -> &[(usize, usize)] {
+        &self.places
+    }
+
+    fn buffer(self: &Arc<Self>, pages: Pages) -> Buffer {
+        Buffer {
             pages,
             filled: 0,
             packets: 0,
@@ -207,8 +208,7 @@ impl Pool {
             first_ns: 0,
             last_ns: 0,
             home: Arc::downgrade(self),
-        };
-        drop(self.free.push(buffer));
+        }
     }
 
     /// An empty buffer, if one is free.

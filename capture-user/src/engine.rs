@@ -208,7 +208,8 @@ impl Engine {
         };
         let mut given = Vec::new();
         let mut cpus = for_workers.into_iter().cycle().inspect(|cpu| given.push(*cpu));
-        let mut place = Place { realtime: config.realtime, cpus: &mut cpus };
+        let named = !config.cpus.is_empty();
+        let mut place = Place { named, realtime: config.realtime, cpus: &mut cpus };
         let mut ports: Vec<Port> = Vec::new();
         for interface in &config.interfaces {
             if ports.iter().any(|port| port.opened.name == interface.name) {

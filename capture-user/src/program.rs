@@ -189,9 +189,9 @@ enum Attached {
 /// An entry of `RINGS` that is no CPU's; writing it makes the kernel wait.
 const WAIT: u32 = MAX_CPUS as u32 - 1;
 
-/// The part of a ring at which its reader is woken. Later, and what it finds then may be more than a small
-/// pool of buffers takes at once; sooner, and large packets wake it for each few of them.
-const WAKE_PART: u64 = 32;
+/// The part of a ring at which its reader is woken from a sleep, which it sizes by how the ring fills up: for
+/// a burst that begins in one.
+const WAKE_PART: u64 = 4;
 
 /// The smallest ring on machines with pages of up to 64 KiB, bytes.
 const SMALLEST_RING: u32 = 64 << 10;

@@ -5,6 +5,10 @@ use std::{io, os::fd::BorrowedFd, time::Duration};
 use capture_ebpf::abi::Header;
 use serde::Serialize;
 
+/// How long a packet may take from the kernel's reading of the clock to the queue, nanoseconds. What a
+/// worker does not find on a queue says nothing of packets younger than this.
+pub(crate) const ON_THE_WAY_NS: u64 = 1_000_000;
+
 /// A packet as the kernel handed it over.
 #[derive(Debug)]
 pub struct Received<'a> {

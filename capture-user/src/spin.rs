@@ -137,7 +137,7 @@ impl Spin {
             self.since_ns = monotonic_ns();
             let worth = self.naps.is_some() && self.gap_ns <= LONGEST_NS;
             self.until_ns = self.since_ns + if worth { 2 * LONGEST_NS } else { 0 };
-            let naps = self.naps.is_some_and(|naps| naps.lively) && !worth;
+            let naps = self.naps.is_none_or(|naps| naps.lively) && !worth;
             self.patience = if naps { LOOKS_OF_NAPPER } else { LOOKS };
             return Next::First(self.since_ns);
         }

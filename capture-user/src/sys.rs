@@ -3,8 +3,97 @@
 use std::{
     io,
     mem::size_of,
+    num::NonZeroUsize,
     os::fd::{AsRawFd as _, BorrowedFd, OwnedFd},
+    ptr::NonNull,
+    sync::Arc,
 };
+
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, munmap};
+
+/// Size of a huge page where it is not another, bytes: on x86-64, and on arm64 with 4 KiB pages.
+const HUGE: usize = 2 << 20;
+
+/// A mapping of zeros, of which [`Part`]s are.
+struct Mapping {
+    start: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: an address and a length; the memory itself is reached through parts only.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: mapped in `parts` with this length; each part holds the mapping, so there is none left.
+        let _: nix::Result<()> = unsafe { munmap(self.start.cast(), self.len) };
+    }
+}
+
+/// A part of a mapping, which nobody else has.
+pub(crate) struct Part {
+    start: NonNull<u8>,
+    len: usize,
+    _mapping: Arc<Mapping>,
+}
+
+// SAFETY: the memory is this value's alone, and any thread may use it.
+unsafe impl Send for Part {}
+// SAFETY: a shared reference only reads.
+unsafe impl Sync for Part {}
+
+impl Part {
+    #[inline]
+    pub(crate) fn bytes(&self) -> &[u8] {
+        // SAFETY: `parts` cut this range for this value alone; the mapping outlives it, and was zeroed.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    }
+
+    #[inline]
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as for `bytes`; who has `self` for writing has the range.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
+    }
+}
+
+impl std::fmt::Debug for Part {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Part").field("len", &self.len).finish_non_exhaustive()
+    }
+}
+
+/// `count` parts of `size` bytes, a multiple of the page size, one after the other: in huge pages, if the
+/// kernel has them, as each is a single entry of the TLB, and a single piece for the disk.
+///
+/// <https://docs.kernel.org/admin-guide/mm/transhuge.html>
+pub(crate) fn parts(count: usize, size: usize) -> io::Result<Vec<Part>> {
+    let bytes = count * size;
+    // Room to begin where a huge page does; what is never touched takes no memory.
+    let len = NonZeroUsize::new(bytes + HUGE).ok_or(io::ErrorKind::InvalidInput)?;
+    let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    // SAFETY: a new mapping at an address of the kernel's choice replaces none.
+    let start =
+        unsafe { mmap_anonymous(None, len, protection, MapFlags::MAP_PRIVATE) }?.cast::<u8>();
+    let mapping = Arc::new(Mapping { start, len: len.get() });
+    let skip = start.as_ptr().align_offset(HUGE).min(HUGE);
+    // SAFETY: `skip` is at most what was mapped beyond `bytes`.
+    let first = unsafe { start.add(skip) };
+    if bytes >= HUGE {
+        // SAFETY: in the mapping, which nobody uses yet; advice changes no content.
+        if let Err(error) = unsafe { madvise(first.cast(), bytes, MmapAdvise::MADV_HUGEPAGE) } {
+            log::debug!("no huge pages: {error}");
+        }
+    }
+    let part = |at| Part {
+        // SAFETY: `count * size` bytes lie behind `first`.
+        start: unsafe { first.add(at * size) },
+        len: size,
+        _mapping: Arc::clone(&mapping),
+    };
+    Ok((0..count).map(part).collect())
+}
 
 /// Makes this socket's reader drive the driver's NAPI context itself instead of waiting for
 /// interrupts, `budget` packets at a time and for up to `micros`.

@@ -99,7 +99,7 @@ impl Uring {
 
     /// Registers all buffers of these pools. When that fails, they can be written all the same.
     pub(crate) fn register(&mut self, pools: Vec<Arc<Pool>>) -> io::Result<()> {
-        let places: Vec<_> = pools.iter().flat_map(|pool| pool.places()).collect();
+        let places: Vec<_> = pools.iter().flat_map(|pool| pool.places()).copied().collect();
         if u16::try_from(places.len()).is_err() {
             return Err(io::ErrorKind::InvalidInput.into());
         }

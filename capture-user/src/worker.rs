@@ -28,8 +28,9 @@ use crate::{
     merge::Frontier,
     pace::{Comment, Thinner},
     placement,
+    ring::BATCH_BYTES,
     segment::pcapng::{self, Direction, Packet},
-    source::{Received, Source, SourceCounters, Wake},
+    source::{ON_THE_WAY_NS, Received, Source, SourceCounters, Wake},
     spin::{Next, Spin},
     stats::{QueueCounters, QueueTotals},
     sys,
@@ -42,6 +43,12 @@ const LONG_NAP: Duration = Duration::from_millis(100);
 /// are late. A ring must hold what comes meanwhile; one that fills up wakes its reader sooner.
 const SHORT_NAP: Duration = Duration::from_millis(4);
 
+/// Sleep of a reader that waits for buffers.
+const HELD_NAP: Duration = Duration::from_millis(1);
+
+/// How long the end of a job waits for buffers, nanoseconds.
+const DRAIN_NS: u64 = 200_000_000;
+
 /// Nice value of a worker whose ring is filled by the network card's pace, on a port that only mirrors: its
 /// ring lasts for a millisecond, a disk thread's queue for much longer. A worker of an interface that the
 /// host itself lives on has no such rank.
@@ -53,10 +60,6 @@ const TIMER_SLACK_NS: u64 = 5_000;
 
 /// How long packets may stay in a buffer that does not fill up, nanoseconds.
 const FLUSH_NS: u64 = 200_000_000;
-
-/// How long a packet may take from the kernel's reading of the clock to the queue, nanoseconds. What a
-/// worker finds on an empty queue says nothing of packets younger than this.
-const ON_THE_WAY_NS: u64 = 1_000_000;
 
 /// How often the clock is compared with the wall clock's, nanoseconds.
 const CLOCK_NS: u64 = 1_000_000_000;
@@ -99,7 +102,7 @@ pub(crate) struct Caller {
 pub(crate) struct WorkerLink {
     caller: Caller,
     thread: Option<JoinHandle<()>>,
-    pub(crate) queue: u32,
+    pub(crate) queues: Queues,
 }
 
 impl WorkerLink {
@@ -185,7 +188,7 @@ impl Sink {
 
     /// Encodes one packet, or counts why not.
     #[inline]
-    pub(crate) fn take(&mut self, packet: &Received<'_>, utc_ns: u64, queue: u32) {
+    pub(crate) fn take(&mut self, packet: &Received<'_>, utc_ns: u64) {
         let state = &mut self.state;
         state.totals.delivered += 1;
         let mut comment = None;
@@ -213,7 +216,7 @@ impl Sink {
         let Some(buffer) = &mut state.buffer else { return };
         let record = Packet {
             interface: self.interface,
-            queue,
+            queue: packet.header.queue.into(),
             direction: match packet.header.direction {
                 DIRECTION_IN => Direction::Inbound,
                 DIRECTION_OUT => Direction::Outbound,
@@ -241,6 +244,13 @@ impl Sink {
             // Only a packet larger than a whole buffer: configuration forbids it.
             None => state.totals.buffer_full += 1,
         }
+    }
+
+    /// Whether there are buffers for a batch off a ring.
+    #[inline]
+    fn is_ready(&self) -> bool {
+        let need = 2 + 2 * BATCH_BYTES / self.fill;
+        self.pool.available() >= need.min(self.pool.capacity() / 2)
     }
 
     /// Whether there is a buffer for a packet of this many bytes.
@@ -289,6 +299,15 @@ impl Sink {
     }
 }
 
+/// The receive queues of a worker; on the `tap` path, the CPUs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Queues {
+    /// The first of them, by which the worker is called.
+    pub(crate) first: u32,
+    /// How many.
+    pub(crate) count: usize,
+}
+
 /// Where and as what a worker runs.
 pub(crate) struct WorkerConfig {
     /// Thread name.
@@ -299,8 +318,8 @@ pub(crate) struct WorkerConfig {
     pub(crate) port: usize,
     /// Index of the worker on the interface.
     pub(crate) index: usize,
-    /// Receive queue.
-    pub(crate) queue: u32,
+    /// What it reads.
+    pub(crate) queues: Queues,
     /// Whether it goes before all threads that have no real-time priority.
     pub(crate) realtime: bool,
 }
@@ -342,6 +361,8 @@ struct Worker<S> {
     empty_at_ns: u64,
     gone: bool,
     nap: Duration,
+    /// Whether packets are left on the queue until there are buffers for them.
+    held: bool,
 }
 
 /// Starts a worker on its source.
@@ -353,7 +374,7 @@ pub(crate) fn spawn<S: Source + 'static>(
     let (mailbox, inbox) = unbounded();
     let called = Arc::new(AtomicBool::new(false));
     let wake = Arc::new(EventFd::from_flags(nix::sys::eventfd::EfdFlags::EFD_NONBLOCK)?);
-    let queue = config.queue;
+    let queues = config.queues;
     let worker = Worker {
         source,
         sinks: [const { None }; MAX_JOBS],
@@ -367,6 +388,7 @@ pub(crate) fn spawn<S: Source + 'static>(
         empty_at_ns: 0,
         gone: false,
         nap: LONG_NAP,
+        held: false,
         config,
     };
     let (answer, ranked) = bounded(1);
@@ -379,7 +401,7 @@ pub(crate) fn spawn<S: Source + 'static>(
         }
     })?;
     ranked.recv().map_err(std::io::Error::other)??;
-    Ok(WorkerLink { caller: Caller { mailbox, called, wake }, thread: Some(thread), queue })
+    Ok(WorkerLink { caller: Caller { mailbox, called, wake }, thread: Some(thread), queues })
 }
 
 impl<S: Source> Worker<S> {
@@ -395,7 +417,8 @@ impl<S: Source> Worker<S> {
             if self.called.swap(false, Ordering::Acquire) && !self.answer_calls() {
                 return;
             }
-            let taken = self.batch();
+            self.held = self.must_hold();
+            let taken = if self.held { 0 } else { self.batch() };
             if taken > 0 {
                 spin.found(taken);
                 self.nap = if S::WAKES { LONG_NAP } else { SHORT_NAP };
@@ -419,11 +442,20 @@ impl<S: Source> Worker<S> {
         }
     }
 
+    /// Whether nobody has buffers for a batch, so that its packets are better left where they are: what the
+    /// kernel then has no room for costs it no copy. A job that has buffers waits for none that has not.
+    #[inline]
+    fn must_hold(&self) -> bool {
+        let mut sinks = self.sinks.iter().flatten();
+        !S::WAKES
+            && sinks.next().is_some_and(|sink| !sink.is_ready())
+            && sinks.all(|sink| !sink.is_ready())
+    }
+
     /// One batch through the sinks.
     #[inline]
     fn batch(&mut self) -> usize {
         let Self { source, sinks, clock, .. } = self;
-        let queue = self.config.queue;
         let mut touched = 0_u64;
         let (mut oldest_ns, mut now_ns) = (0, 0);
         let taken = source.receive(|packet| {
@@ -438,7 +470,7 @@ impl<S: Source> Worker<S> {
                 let slot = jobs.trailing_zeros() as usize;
                 jobs &= jobs - 1;
                 if let Some(sink) = &mut sinks[slot] {
-                    sink.take(packet, utc_ns, queue);
+                    sink.take(packet, utc_ns);
                 }
             }
         });
@@ -475,7 +507,9 @@ impl<S: Source> Worker<S> {
             if now_ns.saturating_sub(sink.state.begun_ns) > FLUSH_NS {
                 sink.pass_on();
             }
-            sink.reach(nothing_until);
+            if !self.held {
+                sink.reach(nothing_until);
+            }
         }
     }
 
@@ -498,7 +532,9 @@ impl<S: Source> Worker<S> {
             let _: nix::Result<_> = self.wake.read();
             return;
         }
-        match self.source.wait(self.wake.as_fd(), self.nap) {
+        let nap = if self.held { HELD_NAP } else { self.nap };
+        match self.source.wait(self.wake.as_fd(), nap) {
+            Ok(Wake::Look) if self.held => {}
             // Nothing came while it slept: it can sleep longer.
             Ok(Wake::Look) => self.nap = (self.nap * 2).min(LONG_NAP),
             Ok(Wake::Called) => drop(self.wake.read()),
@@ -544,11 +580,19 @@ impl<S: Source> Worker<S> {
     /// Takes what lies on the queue now.
     fn drain(&mut self) {
         let mut backlog = self.source.backlog();
+        let begun_ns = monotonic_ns();
         while backlog > 0 {
-            match self.batch() {
-                0 => break,
-                taken => backlog = backlog.saturating_sub(taken),
+            let waited_ns = monotonic_ns() - begun_ns;
+            let taken = if waited_ns < DRAIN_NS && self.must_hold() { 0 } else { self.batch() };
+            backlog = backlog.saturating_sub(taken);
+            if taken > 0 {
+                continue;
             }
+            // Packets that are too young to be put in order are no longer in a moment, and buffers come back.
+            if S::WAKES || waited_ns > DRAIN_NS + 2 * ON_THE_WAY_NS {
+                break;
+            }
+            thread::sleep(Duration::from_nanos(ON_THE_WAY_NS / 4));
         }
     }
 

@@ -12,7 +12,7 @@ use capture_ebpf::{
 use capture_user::{
     filter::{Direction, Filter, HostPorts, Rule, Rules, tables},
     program::Program,
-    ring::Ring,
+    ring::{Ring, Rings},
     source::Source as _,
 };
 use fastrand::Rng;
@@ -33,7 +33,7 @@ const RING: u32 = 1 << 20;
 /// A program with a ring for each CPU.
 struct Tapped {
     program: Program,
-    rings: Vec<Ring>,
+    rings: Vec<Rings>,
 }
 
 /// A packet as a ring has it.
@@ -42,8 +42,11 @@ type Copied = (Header, Vec<u8>);
 impl Tapped {
     fn new(mut program: Program) -> Self {
         let cpus = std::thread::available_parallelism().unwrap().get() as u32;
-        let ring = |cpu| Ring::map(program.add_ring(cpu, RING).unwrap(), RING).unwrap();
-        Self { rings: (0..cpus).map(ring).collect(), program }
+        let mut ring = |cpu| {
+            let ring = Ring::map(program.add_ring(cpu, RING).unwrap(), RING).unwrap();
+            Rings::new(vec![ring]).unwrap()
+        };
+        Self { rings: (0..cpus).map(&mut ring).collect(), program }
     }
 
     /// Runs a program on a frame that goes on unchanged; gives what was copied of it.

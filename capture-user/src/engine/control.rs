@@ -29,7 +29,7 @@ use crate::{
     segment::{InterfaceLabel, Io, Target, Writer},
     spool::{Outlet, Refused},
     stats::{Amount, QueueCounters},
-    worker::{Drained, Flushing, Sink, SinkState, ToWorker},
+    worker::{Drained, Flushing, Queues, Sink, SinkState, ToWorker},
 };
 
 pub(super) struct Control {
@@ -233,7 +233,7 @@ impl Control {
         let port = &self.ports[lane.port];
         QueueProgress {
             interface: port.opened.name.clone(),
-            queue: port.workers[lane.worker].queue,
+            queue: port.workers[lane.worker].queues.first,
             counters: Arc::clone(&lane.counters),
         }
     }
@@ -255,7 +255,8 @@ impl Control {
         // The last page is for padding.
         let fill = usize::try_from(room).unwrap_or(usize::MAX).min(spec.buffer_size - ALIGNMENT);
         // Room for every buffer there is, a flush, and the last message.
-        let (disk, inbox) = bounded(streams.len() * spec.buffers + 2);
+        let buffers: usize = streams.iter().map(|stream| stream.pool.capacity()).sum();
+        let (disk, inbox) = bounded(buffers + 2);
         let sink = |(at, stream): (usize, &Stream)| Sink {
             job,
             stream: at,
@@ -364,15 +365,15 @@ impl Control {
         };
         let mut writers = Vec::new();
         let mut streams = Vec::new();
-        let queues =
-            self.ports.iter().enumerate().flat_map(|(at, port)| {
-                port.workers.iter().map(move |worker| (at, port, worker.queue))
-            });
+        let queues = self.ports.iter().enumerate().flat_map(|(at, port)| {
+            port.workers.iter().map(move |worker| (at, port, worker.queues))
+        });
+        let pool = |queues: Queues| Pool::new(spec.buffers * queues.count, spec.buffer_size);
         match target {
             Target::Directory { path, prefix } => {
-                for (_, port, queue) in queues {
+                for (_, port, queues) in queues {
                     let target = Target::Directory { path: path.clone(), prefix: prefix.clone() };
-                    let series = format!("{}_q{queue}", port.opened.name);
+                    let series = format!("{}_q{}", port.opened.name, queues.first);
                     let labels = vec![label(port)];
                     writers.push(Writer::create(
                         target,
@@ -382,7 +383,7 @@ impl Control {
                         &spec.comment,
                         labels,
                     )?);
-                    let pool = Pool::new(spec.buffers, spec.buffer_size);
+                    let pool = pool(queues);
                     let frontier = Arc::default();
                     streams.push(Stream {
                         writer: writers.len() - 1,
@@ -402,8 +403,8 @@ impl Control {
                     &spec.comment,
                     labels,
                 )?);
-                for (at, _, _) in queues {
-                    let pool = Pool::new(spec.buffers, spec.buffer_size);
+                for (at, _, queues) in queues {
+                    let pool = pool(queues);
                     let frontier = Arc::default();
                     streams.push(Stream { writer: 0, interface: at, pool, frontier });
                 }

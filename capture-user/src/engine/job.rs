@@ -215,7 +215,7 @@ pub struct Job {
 pub struct QueueProgress {
     /// Its interface.
     pub interface: String,
-    /// The receive queue; on the `tap` path, the CPU.
+    /// The receive queue; on the `tap` path, the first CPU of those that have a worker together.
     pub queue: u32,
     pub(super) counters: Arc<QueueCounters>,
 }

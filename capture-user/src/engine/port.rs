@@ -12,11 +12,11 @@ use crate::{
     nic::{self, Interface, LinkType},
     placement,
     program::{Program, TapHook, XdpMode},
-    ring::Ring,
+    ring::{Ring, Rings},
     socket::{Socket, SocketConfig},
     source::Source,
     sys,
-    worker::{WorkerConfig, WorkerLink, spawn},
+    worker::{Queues, WorkerConfig, WorkerLink, spawn},
 };
 
 /// An interface that an engine captures on, and how.
@@ -62,6 +62,10 @@ impl std::fmt::Display for Opened {
     }
 }
 
+/// CPUs whose rings one worker reads: as many as it takes to fill the worker's own when all of them do
+/// little else than handle packets. With more of them, fewer packets have to be put in order afterwards.
+const CPUS_PER_WORKER: usize = 4;
+
 /// One interface.
 pub(super) struct Port {
     pub(super) opened: Opened,
@@ -76,6 +80,9 @@ pub(super) struct Port {
 
 /// Where and how workers run.
 pub(super) struct Place<'a> {
+    /// Whether they were named. Where the host does its own work, the scheduler knows better where a worker
+    /// disturbs it least.
+    pub(super) named: bool,
     pub(super) cpus: &'a mut dyn Iterator<Item = usize>,
     pub(super) realtime: bool,
 }
@@ -140,12 +147,12 @@ impl Opening<'_, '_> {
         &self,
         index: usize,
         cpu: Option<usize>,
-        queue: u32,
+        queues: Queues,
         source: S,
     ) -> Result<WorkerLink, EngineError> {
-        let name = format!("tl-{}-q{queue}", self.interface.name);
+        let name = format!("tl-{}-q{}", self.interface.name, queues.first);
         let (port, realtime) = (self.port, self.place.realtime);
-        let config = WorkerConfig { name: name.clone(), cpu, port, index, queue, realtime };
+        let config = WorkerConfig { name: name.clone(), cpu, port, index, queues, realtime };
         spawn(config, source, self.events.clone())
             .map_err(|source| EngineError::Thread { name, source })
     }
@@ -168,17 +175,20 @@ impl Opening<'_, '_> {
         let mut workers = Vec::new();
         // Rings first, then the programs that fill them. A CPU that comes online later has none: its
         // hits are counted as drops.
-        for cpu in online_cpus() {
-            let ring = self.program.add_ring(cpu as u32, ring_bytes)?;
-            let ring = Ring::map(ring, ring_bytes).map_err(|source| EngineError::Ring {
-                cpu,
-                bytes: ring_bytes,
-                source,
-            })?;
-            let on = self.place.cpus.next();
-            workers.push(self.worker(workers.len(), on, cpu as u32, ring)?);
+        let cpus = online_cpus();
+        for group in cpus.chunks(CPUS_PER_WORKER) {
+            let failed = |cpu| move |source| EngineError::Ring { cpu, bytes: ring_bytes, source };
+            let mut rings = Vec::new();
+            for cpu in group {
+                let ring = self.program.add_ring(*cpu as u32, ring_bytes)?;
+                rings.push(Ring::map(ring, ring_bytes).map_err(failed(*cpu))?);
+            }
+            let rings = Rings::new(rings).map_err(failed(group[0]))?;
+            let queues = Queues { first: group[0] as u32, count: group.len() };
+            let on = self.place.named.then(|| self.place.cpus.next()).flatten();
+            workers.push(self.worker(workers.len(), on, queues, rings)?);
         }
-        opened.queues = workers.len() as u32;
+        opened.queues = cpus.len() as u32;
         let (hook, xdp) = self.program.attach_tap(&self.interface, hook, direction, xdp)?;
         (opened.hook, opened.xdp) = (Some(hook), xdp);
         Ok((opened, self.program, workers))
@@ -211,7 +221,8 @@ impl Opening<'_, '_> {
             opened.multi_buffer &= socket.multi_buffer();
             self.program.set_socket(queue, socket.as_raw_fd())?;
             let on = self.place.cpus.next();
-            workers.push(self.worker(workers.len(), on, queue, socket)?);
+            let queues = Queues { first: queue, count: 1 };
+            workers.push(self.worker(workers.len(), on, queues, socket)?);
         }
         warn_of_single_buffers(&self.interface, &opened, config);
         Ok((opened, self.program, workers))

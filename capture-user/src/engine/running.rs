@@ -24,7 +24,7 @@ use crate::{
 pub struct QueueSummary {
     /// The interface.
     pub interface: String,
-    /// The receive queue.
+    /// The receive queue; on the `tap` path, the first CPU of those that have a worker together.
     pub queue: u32,
     /// What the worker counted.
     #[serde(flatten)]
@@ -215,7 +215,7 @@ impl Running {
             .iter()
             .map(|lane| QueueSummary {
                 interface: ports[lane.port].opened.name.clone(),
-                queue: ports[lane.port].workers[lane.worker].queue,
+                queue: ports[lane.port].workers[lane.worker].queues.first,
                 totals: lane.totals(),
                 socket: lane.socket(),
             })

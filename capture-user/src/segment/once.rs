@@ -46,7 +46,7 @@ impl Once {
         } else {
             None
         };
-        let pages = Pages::new(usize::try_from(size).unwrap_or(PIECE).min(PIECE));
+        let pages = Pages::several(1, usize::try_from(size).unwrap_or(PIECE).min(PIECE)).remove(0);
         Ok(Self { file, direct, pages, ready: 0..0, at: 0, size })
     }
 
