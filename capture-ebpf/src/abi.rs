@@ -179,6 +179,8 @@ pub struct Counters {
     pub outcomes: [u64; OUTCOMES],
     /// Per job, by slot.
     pub jobs: [JobCounters; MAX_JOBS],
+    /// Bytes put into the ring since it was last asked how full it is. Of use to the program only.
+    pub unasked: u64,
 }
 
 impl Counters {
@@ -188,11 +190,12 @@ impl Counters {
         outcomes: [0; OUTCOMES],
         jobs: [JobCounters { hits: 0, bytes: 0, no_socket: 0, no_header: 0, ring_full: 0 };
             MAX_JOBS],
+        unasked: 0,
     };
 }
 
 const _: () = assert!(size_of::<JobCounters>() == 40);
-const _: () = assert!(size_of::<Counters>() == 8 + 8 * OUTCOMES + 40 * MAX_JOBS);
+const _: () = assert!(size_of::<Counters>() == 16 + 8 * OUTCOMES + 40 * MAX_JOBS);
 
 /// Names and layouts of what tests and benches run.
 pub mod generator {

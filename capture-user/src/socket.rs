@@ -93,7 +93,7 @@ pub struct SocketConfig {
     pub zero_copy: ZeroCopy,
     /// Let the kernel say when it wants to be woken instead of polling for frames itself.
     pub need_wakeup: bool,
-    /// UMEM on huge pages.
+    /// UMEM on huge pages, or not at all. Otherwise it lies on them where enough are free.
     pub huge_pages: bool,
     /// Preferred busy polling.
     pub busy_poll: Option<BusyPoll>,
@@ -254,8 +254,15 @@ impl Socket {
             .build()
             .map_err(|e| umem_error(e.into()))?;
         let frames = NonZeroU32::new(config.frames).expect("checked to be a power of two");
-        let (umem, descs) = Umem::new(umem_config, frames, config.huge_pages)
-            .map_err(|e| no_umem(umem_hint(&e, config.huge_pages), chain(&e).into()))?;
+        let huge = (!config.huge_pages
+            && are_free(u64::from(config.frames) * u64::from(config.frame_size)))
+        .then(|| Umem::new(umem_config, frames, true).ok())
+        .flatten();
+        let (umem, descs) = match huge {
+            Some(made) => made,
+            None => Umem::new(umem_config, frames, config.huge_pages)
+                .map_err(|e| no_umem(umem_hint(&e, config.huge_pages), chain(&e).into()))?,
+        };
 
         let bind_error =
             |hint, source| SocketError::Bind { interface: interface.into(), queue, hint, source };
@@ -513,6 +520,35 @@ fn hint(code: i32) -> &'static str {
         libc::EPERM => ": it needs CAP_NET_RAW (or root)",
         libc::EAFNOSUPPORT => ": this kernel is built without AF_XDP (CONFIG_XDP_SOCKETS)",
         _ => "",
+    }
+}
+
+/// Whether so many bytes of reserved huge pages are free, which they fill up.
+fn are_free(bytes: u64) -> bool {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    HugePages::read(&meminfo).is_some_and(|pages| {
+        let size = pages.size_kib << 10;
+        size > 0 && bytes.is_multiple_of(size) && pages.free * size >= bytes
+    })
+}
+
+/// The reserved huge pages of the usual size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HugePages {
+    /// How many nobody has.
+    pub free: u64,
+    /// Size of one, KiB.
+    pub size_kib: u64,
+}
+
+impl HugePages {
+    /// Reads `/proc/meminfo`.
+    pub fn read(meminfo: &str) -> Option<Self> {
+        let number = |key| {
+            let line = meminfo.lines().find_map(|line| line.strip_prefix(key))?;
+            line.split_whitespace().next()?.parse().ok()
+        };
+        Some(Self { free: number("HugePages_Free:")?, size_kib: number("Hugepagesize:")? })
     }
 }
 

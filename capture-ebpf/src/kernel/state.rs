@@ -62,6 +62,19 @@ impl Account {
         Some(Self(counters))
     }
 
+    /// Counts bytes that were put into this CPU's ring; says how many they are since `enough` of them were
+    /// last, if they are enough again.
+    #[inline(always)]
+    pub(super) fn filled(&self, bytes: u64, enough: u64) -> Option<u64> {
+        // SAFETY: as in `open`.
+        let unasked = unsafe { &mut (*self.0).unasked };
+        *unasked += bytes;
+        if *unasked < enough {
+            return None;
+        }
+        Some(core::mem::take(unasked))
+    }
+
     /// Says what became of the packet.
     #[inline(always)]
     pub(super) fn close(&self, outcome: Outcome) {

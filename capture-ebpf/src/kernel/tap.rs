@@ -34,6 +34,9 @@ static RINGS: ArrayOfMaps<RingBuf<Record, 4096>, MAX_CPUS> = ArrayOfMaps::new();
 /// <https://github.com/torvalds/linux/blob/v6.6/include/uapi/linux/bpf.h#L6313-L6320>
 const NEXT: i32 = -1;
 
+/// How often a ring is asked how full it is, until it is so full that its reader is woken.
+const ASKS: u64 = 8;
+
 /// Length of a VLAN tag.
 const VLAN_LEN: u32 = 4;
 
@@ -116,19 +119,20 @@ fn tap<P: Packet>(packet: &P, length: u32, direction: u8, vlan: u32) {
         captured: length.min(hit.snaplen()),
         reserved: 0,
     };
-    let outcome = if hand_over(packet, cpu, &record) { Outcome::Copied } else { Outcome::RingFull };
+    let copied = hand_over(packet, cpu, &record, &account);
+    let outcome = if copied { Outcome::Copied } else { Outcome::RingFull };
     account.close_hit(outcome, hit.jobs, u64::from(original_len));
 }
 
 /// Reserves a record of the smallest size that fits: the verifier wants sizes that are constants.
 #[inline(always)]
-fn hand_over<P: Packet>(packet: &P, cpu: u32, record: &Record) -> bool {
+fn hand_over<P: Packet>(packet: &P, cpu: u32, record: &Record, account: &Account) -> bool {
     let Some(ring) = RINGS.get(cpu) else { return false };
     let ring = core::ptr::from_ref(ring).cast_mut().cast::<c_void>();
     macro_rules! sizes {
         ($($size:literal)+) => {
             $(if record.captured <= $size {
-                return copy::<P, $size>(packet, ring, record);
+                return copy::<P, $size>(packet, ring, record, account);
             })+
         };
     }
@@ -138,7 +142,12 @@ fn hand_over<P: Packet>(packet: &P, cpu: u32, record: &Record) -> bool {
 }
 
 #[inline(always)]
-fn copy<P: Packet, const SIZE: u32>(packet: &P, ring: *mut c_void, record: &Record) -> bool {
+fn copy<P: Packet, const SIZE: u32>(
+    packet: &P,
+    ring: *mut c_void,
+    record: &Record,
+    account: &Account,
+) -> bool {
     let size = u64::from(SIZE) + RECORD_LEN as u64;
     // SAFETY: `ring` is a ring buffer: the map holds nothing else.
     let place = unsafe { bpf_ringbuf_reserve(ring, size, 0) };
@@ -158,14 +167,16 @@ fn copy<P: Packet, const SIZE: u32>(packet: &P, ring: *mut c_void, record: &Reco
         unsafe { bpf_ringbuf_discard(place, u64::from(BPF_RB_NO_WAKEUP)) };
         return false;
     }
-    // SAFETY: as for `bpf_ringbuf_reserve`.
-    let waiting = unsafe { bpf_ringbuf_query(ring, u64::from(BPF_RB_AVAIL_DATA)) };
     // Below, the reader comes by itself some milliseconds later: a wake-up for each packet would cost more
-    // than the packet.
+    // than the packet, and so would a question for each.
     let wake_at = wake_at();
     // A record takes this much of the ring, with its own head.
     let taken = (size + 15) & !7;
-    let wake = waiting >= wake_at && waiting - taken < wake_at;
+    let wake = account.filled(taken, wake_at / ASKS).is_some_and(|filled| {
+        // SAFETY: as for `bpf_ringbuf_reserve`.
+        let waiting = unsafe { bpf_ringbuf_query(ring, u64::from(BPF_RB_AVAIL_DATA)) };
+        waiting >= wake_at && waiting < wake_at + filled
+    });
     let flags = if wake { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP };
     // SAFETY: reserved above, and submitted once.
     unsafe { bpf_ringbuf_submit(place, u64::from(flags)) };

@@ -152,7 +152,7 @@ pub struct CaptureArgs {
     )]
     pub frame_size: u32,
 
-    /// Put UMEM on huge pages (they must have been reserved: vm.nr_hugepages)
+    /// Fail where UMEM cannot lie on reserved huge pages (vm.nr_hugepages) [default: use them if free]
     #[arg(long, help_heading = "Tuning")]
     pub huge_pages: bool,
 
