@@ -1,12 +1,14 @@
 //! Which thread runs on which CPU.
 //!
-//! - Each worker is pinned to a CPU of its own, as long as there are enough: the CPUs that were named
-//!   (`--cpus`), in that order, or those that the process may use, from the highest down, because
-//!   interrupts are usually served from the lowest up. A worker that moved would leave its ring, its
-//!   frames and its buffer behind in another CPU's cache.
+//! - Each worker of the `exclusive` path is pinned to a CPU of its own, as long as there are enough: the
+//!   CPUs that were named (`--cpus`), in that order, or those that the process may use, from the highest
+//!   down, because interrupts are usually served from the lowest up. A worker that moved would leave its
+//!   ring, its frames and its buffer behind in another CPU's cache.
+//! - A worker of the `tap` path, where the host does its own work, is pinned only to a CPU that was named:
+//!   the scheduler knows better which of them has time.
 //! - Disk threads share the CPUs that were named for them (`--disk-cpus`), or those that the process may
-//!   use and no worker has, so that none interrupts a worker. Where workers have them all, as `tap` does
-//!   with a worker per CPU, the scheduler decides.
+//!   use and no worker is pinned to, so that none interrupts a worker. Where there is none left, the
+//!   scheduler decides.
 //! - The engine's own thread sleeps nearly always, and runs anywhere.
 
 use nix::{

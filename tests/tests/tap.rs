@@ -493,6 +493,38 @@ fn what_a_slow_disk_and_a_stopped_reader_lose_is_counted_and_the_host_gets_every
 }
 
 #[test]
+fn packets_of_two_cpus_are_each_in_the_file_once_and_in_the_order_of_time() {
+    privileged!();
+    let (left, right) = (Namespace::new(), Namespace::new());
+    let veth = Veth::with(&left, &right, Options { queues: 2, ..Options::default() });
+    let folder = tempdir().unwrap();
+    let file = folder.path().join("file");
+    let template = Template { length: 200, ..Template::default() };
+    let generators = [0, 1].map(|cpu| Generator::new(&veth.left, template.clone()).pinned(cpu));
+    let capture = Capture::start(tap(&veth.right, &file, &ROOMY));
+    let sent: u64 = thread::scope(|scope| {
+        let send =
+            |generator| scope.spawn(move || Generator::send_paced(generator, 50_000, SECOND));
+        generators.each_ref().map(send).map(|sending| sending.join().unwrap()).iter().sum()
+    });
+    let arrived = veth.settle(sent);
+    let summary = capture.stop().success();
+    assert_eq!((summary.hits(), summary.written(), summary.dropped()), (arrived, arrived, 0));
+    // Looks at the order, too.
+    let contents = accepted(&file);
+    check_law(&contents, &summary);
+    let mut stamps = BTreeMap::new();
+    for packet in &contents.packets {
+        let stamp = template.stamp(&packet.data);
+        let before = stamps.insert((stamp.source, stamp.sequence), packet.queue);
+        assert_eq!(before, None, "{stamp:?} twice");
+    }
+    assert_eq!(stamps.len() as u64, arrived);
+    let cpus: BTreeSet<_> = stamps.values().copied().collect();
+    assert_eq!(cpus, BTreeSet::from([Some(0), Some(1)]), "each says which CPU it came on");
+}
+
+#[test]
 fn a_job_whose_output_stands_still_loses_its_own_packets_and_no_other_jobs() {
     privileged!();
     let (left, right) = (Namespace::new(), Namespace::new());

@@ -186,7 +186,7 @@ pub struct CaptureArgs {
     #[arg(long, value_name = "BYTES", default_value = "256K", value_parser = bytes, help_heading = "Tuning")]
     pub buffer_size: u64,
 
-    /// CPUs to run workers on, in this order: 2,3,4 [default: all, from the highest down]
+    /// CPUs to run workers on, in this order: 2,3,4 [default: all, from the highest down; any with tap]
     #[arg(
         long, value_name = "LIST", value_delimiter = ',', help_heading = "Tuning",
         value_parser = whole::<usize>(0, CpuSet::count() - 1),
