@@ -6,7 +6,7 @@
 //! | thread | one per | does |
 //! |---|---|---|
 //! | `tl-engine` | engine | starts and ends jobs; the only one that writes the programs' maps |
-//! | `tl-IFACE-qN` | queue | takes packets off the queue, encodes them: [`crate::worker`] |
+//! | `tl-IFACE-qN` | receive queue, or four CPUs | takes packets off the queue or the CPUs' rings, encodes them: [`crate::worker`] |
 //! | `tl-disk-N` | job | writes segments: [`crate::disk`] |
 //!
 //! # How a job ends

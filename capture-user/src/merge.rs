@@ -1,4 +1,5 @@
-//! Puts the packets of several workers that go into one file in the order of their time.
+//! Puts the packets of several workers that go into one file in the order of their time: those of several
+//! queues or interfaces, or of more CPUs than one worker reads.
 //!
 //! Each worker's packets are in order. A packet may be written once every other worker has said that
 //! nothing older is to come from it: its [`Frontier`]. A worker that sees traffic moves its frontier
