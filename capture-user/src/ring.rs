@@ -304,6 +304,10 @@ impl Source for Rings {
         self.lanes.iter().map(|ring| ring.produced().wrapping_sub(ring.position)).sum()
     }
 
+    fn is_roomy(&mut self) -> bool {
+        self.lanes.iter().all(|ring| ring.produced().wrapping_sub(ring.position) < ring.size / 2)
+    }
+
     fn wait(&mut self, other: BorrowedFd<'_>, timeout: Duration) -> io::Result<Wake> {
         if !self.is_called {
             self.epoll.add(other, EpollEvent::new(EpollFlags::EPOLLIN, OF_CALLER))?;

@@ -90,6 +90,11 @@ pub trait Source: Send {
     /// How much lies on the queue now.
     fn backlog(&mut self) -> usize;
 
+    /// Whether packets may be left on the queue for a moment without others' being lost.
+    fn is_roomy(&mut self) -> bool {
+        false
+    }
+
     /// Sleeps until packets arrive, `other` is readable, or `timeout` has passed.
     fn wait(&mut self, other: BorrowedFd<'_>, timeout: Duration) -> io::Result<Wake>;
 

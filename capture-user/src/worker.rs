@@ -46,6 +46,10 @@ const SHORT_NAP: Duration = Duration::from_millis(4);
 /// Sleep of a reader that waits for buffers.
 const HELD_NAP: Duration = Duration::from_millis(1);
 
+/// How long jobs that have buffers wait for one that has none, nanoseconds: a pause of a disk that is well,
+/// but for no job whose output stands still.
+const MOMENT_NS: u64 = 50_000_000;
+
 /// How long the end of a job waits for buffers, nanoseconds.
 const DRAIN_NS: u64 = 200_000_000;
 
@@ -363,6 +367,8 @@ struct Worker<S> {
     nap: Duration,
     /// Whether packets are left on the queue until there are buffers for them.
     held: bool,
+    /// Since when there has always been a job without buffers.
+    out_since_ns: Option<u64>,
 }
 
 /// Starts a worker on its source.
@@ -389,6 +395,7 @@ pub(crate) fn spawn<S: Source + 'static>(
         gone: false,
         nap: LONG_NAP,
         held: false,
+        out_since_ns: None,
         config,
     };
     let (answer, ranked) = bounded(1);
@@ -442,14 +449,29 @@ impl<S: Source> Worker<S> {
         }
     }
 
-    /// Whether nobody has buffers for a batch, so that its packets are better left where they are: what the
-    /// kernel then has no room for costs it no copy. A job that has buffers waits for none that has not.
+    /// Whether the packets of a batch are better left where they are, as a job has no buffers for them: what
+    /// the kernel then has no room for costs it no copy. A job that has buffers waits for one that has not
+    /// only for a moment, and while there is room for both.
     #[inline]
-    fn must_hold(&self) -> bool {
-        let mut sinks = self.sinks.iter().flatten();
-        !S::WAKES
-            && sinks.next().is_some_and(|sink| !sink.is_ready())
-            && sinks.all(|sink| !sink.is_ready())
+    fn must_hold(&mut self) -> bool {
+        if S::WAKES {
+            return false;
+        }
+        let (mut ready, mut out) = (0, 0);
+        for sink in self.sinks.iter().flatten() {
+            if sink.is_ready() {
+                ready += 1;
+            } else {
+                out += 1;
+            }
+        }
+        if out == 0 {
+            self.out_since_ns = None;
+            return false;
+        }
+        let now_ns = monotonic_ns();
+        let out_ns = now_ns - *self.out_since_ns.get_or_insert(now_ns);
+        ready == 0 || out_ns < MOMENT_NS && self.source.is_roomy()
     }
 
     /// One batch through the sinks.
