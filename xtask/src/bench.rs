@@ -7,7 +7,7 @@ use std::ffi::{OsStr, OsString};
 use anyhow::{Result, bail};
 
 use crate::process::{Privilege, as_root, cargo, exec, privilege, target_dir};
-use crate::setup;
+use crate::{setup, test};
 
 #[derive(clap::Args)]
 #[command(disable_help_flag = true)]
@@ -25,9 +25,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     build.args(["build", "--release", "--package", "tapline-benches", "--bin", "tapline-bench"]);
     build.args(["--package", "capture-user", "--bin", "tapline"]);
     exec(build.args(["--package", "api", "--bin", "taplined"]))?;
+    start(&args.arguments)
+}
+
+/// Runs what has been built.
+fn start(arguments: &[OsString]) -> Result<()> {
     let folder = target_dir().join("release");
     let privilege = privilege();
-    let asks = args.arguments.iter().any(|argument| argument == "--help" || argument == "-h");
+    let asks = arguments.iter().any(|argument| argument == "--help" || argument == "-h");
     if privilege == Privilege::None && !asks {
         bail!("network namespaces and XDP need root: run it as root, or with sudo");
     }
@@ -37,10 +42,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         ("TAPLINED_BIN", taplined.as_os_str()),
         ("RUST_BACKTRACE", OsStr::new("1")),
     ];
-    exec(as_root(privilege, folder.join("tapline-bench"), &variables).args(&args.arguments))
+    exec(as_root(privilege, folder.join("tapline-bench"), &variables).args(arguments))
 }
 
-/// A few seconds of everything, only to see that it adds up and leaves nothing behind.
+/// A few seconds of everything, only to see that it adds up and leaves nothing behind. Runs what the tests
+/// are run with: fewer packages at once would be other features of some, and a second build.
 pub(crate) fn smoke() -> Result<()> {
-    run(&Args { arguments: vec!["--smoke".into()] })
+    exec(&mut test::release_build())?;
+    start(&["--smoke".into()])
 }
