@@ -6,7 +6,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use capture_ebpf::{abi::MAX_JOBS, classify::classify, parse::ethernet};
+use capture_ebpf::{abi::MAX_JOBS, classify::classify, parse::Fields};
 use capture_user::filter::{HostPorts, Rule, Rules, tables};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use tapline_benches::{frame, job};
@@ -35,8 +35,8 @@ fn classifier(criterion: &mut Criterion) {
             group.bench_function(BenchmarkId::new(name, jobs), |bencher| {
                 bencher.iter(|| {
                     frames.iter().fold(0, |jobs, frame| {
-                        let headers = ethernet(black_box(frame.as_slice()));
-                        jobs ^ classify(&headers, &tables, &ports, black_box(active))
+                        let fields = Fields::of_ethernet(black_box(frame.as_slice()));
+                        jobs ^ classify(&fields, &tables, &ports, black_box(active))
                     })
                 });
             });

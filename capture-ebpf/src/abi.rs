@@ -26,7 +26,7 @@ pub mod programs {
 
 /// Map names.
 pub mod maps {
-    /// Array of `u64`: [`super::SWITCH_ACTIVE`], [`super::SWITCH_GENERATION`] and [`super::SWITCH_WAKE`].
+    /// Array with one [`super::Switch`].
     pub const SWITCH: &str = "SWITCH";
     /// Two [`crate::classify::Tables`], of which one is in use.
     pub const TABLES: &str = "TABLES";
@@ -42,15 +42,21 @@ pub mod maps {
     pub const RINGS: &str = "RINGS";
 }
 
-/// Index in `SWITCH` of the set of active jobs. A job's bit is set last when it starts and cleared
-/// first when it ends, so the rest of its state is never read half-written.
-pub const SWITCH_ACTIVE: u32 = 0;
+/// What the programs read first. In one place, as each lookup costs a packet some nanoseconds; what one write
+/// changes is one word.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Switch {
+    /// The set of active jobs. A job's bit is set last when it starts and cleared first when it ends, so
+    /// the rest of its state is never read half-written.
+    pub active: u64,
+    /// The table generation; its lowest bit says which of the two `TABLES` is read.
+    pub generation: u64,
+    /// Bytes in a CPU's ring at which its reader is woken.
+    pub wake_at: u64,
+}
 
-/// Index in `SWITCH` of the table generation; its lowest bit says which of the two `TABLES` is read.
-pub const SWITCH_GENERATION: u32 = 1;
-
-/// Key in the switch map: bytes in a CPU's ring at which its reader is woken; 0 for never.
-pub const SWITCH_WAKE: u32 = 2;
+const _: () = assert!(size_of::<Switch>() == 3 * 8);
 
 /// Marks a [`Header`]. What a frame holds of an earlier packet has it, too, and an earlier time, by which
 /// userspace tells them apart.
@@ -207,6 +213,8 @@ pub mod generator {
     pub const DROP: &str = "drop";
     /// XDP program that redirects everything into the sockets in [`SOCKETS`], and drops the rest.
     pub const RECEIVE: &str = "receive";
+    /// tc program that lets every packet go on.
+    pub const LOOK_ON: &str = "look_on";
     /// XDP program that makes room for metadata again and then runs the one in [`MEASURED`].
     pub const AGAIN: &str = "again";
     /// Program array with one entry.

@@ -14,7 +14,7 @@
 
 use crate::{
     abi::MAX_JOBS,
-    parse::{Headers, Ipv6, Network},
+    parse::{Fields, Ipv6, NO_PORT, NO_PROTOCOL},
 };
 
 /// Ranges in a table: a power of two above 129, the most that 64 prefixes can make.
@@ -150,39 +150,40 @@ pub trait Ports {
     fn dport(&self, port: u16) -> u64;
 }
 
-/// The jobs of `active` whose filters accept a packet with these headers.
+/// The jobs of `active` whose filters accept a packet with these fields.
 #[inline(always)]
 #[allow(clippy::inline_always, reason = "one program, no calls: the verifier follows it in one go")]
-pub fn classify<P: Ports>(headers: &Headers, tables: &Tables, ports: &P, active: u64) -> u64 {
+pub fn classify<P: Ports>(fields: &Fields, tables: &Tables, ports: &P, active: u64) -> u64 {
     let constrains = |dimension: usize| tables.constrained >> dimension & 1 != 0;
     let mut jobs = active;
 
     if constrains(dimension::PROTOCOL) {
-        jobs &= match headers.protocol {
-            Some(protocol) => tables.protocol[usize::from(protocol)],
-            None => tables.unconstrained[dimension::PROTOCOL],
+        jobs &= if fields.protocol < NO_PROTOCOL {
+            tables.protocol[fields.protocol as usize & 0xff]
+        } else {
+            tables.unconstrained[dimension::PROTOCOL]
         };
     }
     if constrains(dimension::DPORT) && jobs != 0 {
         jobs &= tables.unconstrained[dimension::DPORT]
-            | headers.ports.map_or(0, |(_, port)| ports.dport(port));
+            | if fields.dport < NO_PORT { ports.dport(fields.dport as u16) } else { 0 };
     }
     if constrains(dimension::SPORT) && jobs != 0 {
         jobs &= tables.unconstrained[dimension::SPORT]
-            | headers.ports.map_or(0, |(port, _)| ports.sport(port));
+            | if fields.sport < NO_PORT { ports.sport(fields.sport as u16) } else { 0 };
     }
     if constrains(dimension::DST) && jobs != 0 {
-        jobs &= match headers.network {
-            Network::V4 { dst, .. } => tables.dst4.find(dst),
-            Network::V6 { dst, .. } => tables.dst6.find(dst),
-            Network::Unknown => tables.unconstrained[dimension::DST],
+        jobs &= match fields.version {
+            4 => tables.dst4.find(fields.dst4),
+            6 => tables.dst6.find(fields.dst6),
+            _ => tables.unconstrained[dimension::DST],
         };
     }
     if constrains(dimension::SRC) && jobs != 0 {
-        jobs &= match headers.network {
-            Network::V4 { src, .. } => tables.src4.find(src),
-            Network::V6 { src, .. } => tables.src6.find(src),
-            Network::Unknown => tables.unconstrained[dimension::SRC],
+        jobs &= match fields.version {
+            4 => tables.src4.find(fields.src4),
+            6 => tables.src6.find(fields.src6),
+            _ => tables.unconstrained[dimension::SRC],
         };
     }
     jobs

@@ -4,7 +4,7 @@
 //! them; `cargo xtask ebpf --check` compares them byte by byte.
 
 use crate::{
-    abi::{Counters, generator},
+    abi::{Counters, Switch, generator},
     classify::Tables,
 };
 
@@ -23,6 +23,8 @@ pub static GENERATOR: &[u8] = &GENERATOR_OBJECT.0;
 
 // SAFETY: `repr(C)`, made of integers only, and without padding (the size asserts beside each type).
 unsafe impl aya::Pod for Counters {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Switch {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Tables {}
 // SAFETY: as above.

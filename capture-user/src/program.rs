@@ -25,9 +25,7 @@ use aya::{
     },
 };
 use capture_ebpf::{
-    abi::{
-        Counters, MAX_CPUS, MAX_JOBS, SWITCH_ACTIVE, SWITCH_GENERATION, SWITCH_WAKE, maps, programs,
-    },
+    abi::{Counters, MAX_CPUS, MAX_JOBS, Switch, maps, programs},
     classify::Tables,
 };
 use serde::Serialize;
@@ -199,7 +197,7 @@ const SMALLEST_RING: u32 = 64 << 10;
 /// The loaded program of one interface.
 pub struct Program {
     ebpf: Ebpf,
-    switch: Array<MapData, u64>,
+    switch: Array<MapData, Switch>,
     tables: Array<MapData, Tables>,
     sports: Array<MapData, u64>,
     dports: Array<MapData, u64>,
@@ -210,8 +208,8 @@ pub struct Program {
     spare: MapData,
     raw_ip: bool,
     rules: Rules,
-    active: u64,
-    generation: u64,
+    /// What is in `switch`.
+    state: Switch,
     /// Of the jobs whose sampling changes while they run, by slot.
     histories: [Option<Arc<Generations>>; MAX_JOBS],
     /// Whether a packet may still be looked up in the tables of the generation before.
@@ -290,8 +288,7 @@ impl Program {
             spare: ring(SMALLEST_RING)?,
             raw_ip: false,
             rules: [None; MAX_JOBS],
-            active: 0,
-            generation: 0,
+            state: Switch::default(),
             histories: [const { None }; MAX_JOBS],
             unsettled: false,
             links: Vec::new(),
@@ -510,7 +507,7 @@ impl Program {
         }
         let ring = ring(bytes)?;
         let wake_at = u64::from(bytes) / WAKE_PART;
-        self.switch.set(SWITCH_WAKE, wake_at, 0).map_err(map_error(maps::SWITCH))?;
+        self.switch_to(Switch { wake_at, ..self.state })?;
         self.rings.set(cpu, &ring, 0).map_err(map_error(maps::RINGS))?;
         Ok(ring)
     }
@@ -556,14 +553,12 @@ impl Program {
 
     /// Lets the kernel match the job.
     pub fn activate(&mut self, slot: usize) -> Result<(), ProgramLoadError> {
-        self.active |= 1 << slot;
-        self.switch.set(SWITCH_ACTIVE, self.active, 0).map_err(map_error(maps::SWITCH))
+        self.switch_to(Switch { active: self.state.active | 1 << slot, ..self.state })
     }
 
     /// Stops the kernel matching the job; when this returns, its counters are final.
     pub fn deactivate(&mut self, slot: usize) -> Result<(), ProgramLoadError> {
-        self.active &= !(1 << slot);
-        self.switch.set(SWITCH_ACTIVE, self.active, 0).map_err(map_error(maps::SWITCH))?;
+        self.switch_to(Switch { active: self.state.active & !(1 << slot), ..self.state })?;
         self.settle()
     }
 
@@ -579,12 +574,18 @@ impl Program {
 
     /// Takes back the rule of a job that is not active, and frees its slot.
     pub fn remove(&mut self, slot: usize) -> Result<(), ProgramLoadError> {
-        debug_assert!(self.active >> slot & 1 == 0, "slot {slot} is active");
+        debug_assert!(self.state.active >> slot & 1 == 0, "slot {slot} is active");
         self.histories[slot] = None;
         if let Some(rule) = self.rules[slot].take() {
             self.write_ports(slot, &rule, false)?;
             self.write_tables()?;
         }
+        Ok(())
+    }
+
+    fn switch_to(&mut self, state: Switch) -> Result<(), ProgramLoadError> {
+        self.switch.set(0, state, 0).map_err(map_error(maps::SWITCH))?;
+        self.state = state;
         Ok(())
     }
 
@@ -612,7 +613,7 @@ impl Program {
         if self.unsettled {
             self.settle()?;
         }
-        let next = self.generation + 1;
+        let next = self.state.generation + 1;
         let mut tables = tables(&self.rules);
         tables.raw_ip = self.raw_ip.into();
         self.tables.set((next & 1) as u32, *tables, 0).map_err(map_error(maps::TABLES))?;
@@ -621,8 +622,7 @@ impl Program {
                 history.note(next, rule.sample);
             }
         }
-        self.switch.set(SWITCH_GENERATION, next, 0).map_err(map_error(maps::SWITCH))?;
-        self.generation = next;
+        self.switch_to(Switch { generation: next, ..self.state })?;
         self.unsettled = true;
         Ok(())
     }
@@ -651,7 +651,7 @@ impl Program {
 impl std::fmt::Debug for Program {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Program")
-            .field("active", &self.active)
+            .field("switch", &self.state)
             .field("attached", &self.links.len())
             .finish_non_exhaustive()
     }

@@ -7,8 +7,8 @@ use aya::{
 };
 use capture_ebpf::{
     abi::{
-        Counters, DIRECTION_IN, DIRECTION_OUT, HEADER_LEN, HEADER_MAGIC, Header, MAX_JOBS,
-        SWITCH_ACTIVE, SWITCH_GENERATION, maps, programs,
+        Counters, DIRECTION_IN, DIRECTION_OUT, HEADER_LEN, HEADER_MAGIC, Header, MAX_JOBS, Switch,
+        maps, programs,
     },
     classify::Tables,
 };
@@ -169,7 +169,7 @@ fn read_header(bytes: &[u8]) -> Header {
 /// without waiting for readers, since nothing runs meanwhile.
 pub struct Kernel {
     ebpf: Ebpf,
-    switch: Array<MapData, u64>,
+    switch: Array<MapData, Switch>,
     tables: Array<MapData, Tables>,
     sports: Array<MapData, u64>,
     dports: Array<MapData, u64>,
@@ -269,9 +269,9 @@ impl Kernel {
         self.rules = *rules;
         self.generation += 1;
         self.tables.set((self.generation & 1) as u32, *tables(rules), 0).unwrap();
-        self.switch.set(SWITCH_GENERATION, self.generation, 0).unwrap();
-        let active: u64 = (0..64).filter(|slot| rules[*slot].is_some()).map(|slot| 1 << slot).sum();
-        self.switch.set(SWITCH_ACTIVE, active, 0).unwrap();
+        let active = (0..64).filter(|slot| rules[*slot].is_some()).map(|slot| 1 << slot).sum();
+        let switch = Switch { active, generation: self.generation, wake_at: 0 };
+        self.switch.set(0, switch, 0).unwrap();
     }
 
     /// What the program has counted, by CPU.

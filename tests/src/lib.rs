@@ -12,6 +12,7 @@
 //! - [`disk`]: a disk that is soon full
 //! - [`fetch`]: software of others, from its registries
 //! - [`store`], [`proxy`]: object stores of others, and what can go wrong on the way to them
+//! - [`traffic`]: streams and requests of others' programs
 //! - [`process`]: `tapline` and other programs; waiting
 //!
 //! Everything here panics instead of returning an error: a panic names the line.
@@ -33,4 +34,5 @@ pub mod process;
 pub mod proxy;
 pub mod store;
 pub mod tap;
+pub mod traffic;
 pub mod veth;

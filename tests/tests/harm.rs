@@ -4,7 +4,6 @@
 //! the bench of the same name.
 
 use std::{
-    fmt::Write as _,
     fs,
     path::Path,
     process::{Child, Command, Stdio},
@@ -19,9 +18,10 @@ use tapline_tests::{
     privileged,
     process::{checked, wait_until},
     tap::{attached, promiscuity, tap},
+    traffic::{SERVER, addresses, iperf3, nginx, requests},
     veth::{End, Veth},
 };
-use tempfile::{TempDir, tempdir};
+use tempfile::tempdir;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -68,72 +68,18 @@ impl Watcher {
     }
 }
 
-/// Two hosts with addresses, the server at the right.
-fn addresses(veth: &Veth<'_>) {
-    veth.left.add_address("10.0.0.1/24");
-    veth.right.add_address("10.0.0.2/24");
-}
-
-/// A server in the background; killed when dropped.
-struct Server {
-    child: Child,
-    _folder: Option<TempDir>,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // nginx ends its workers when it is told to, not when it is killed.
-        let _ = kill(nix::unistd::Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM);
-        let _ = self.child.wait();
-    }
-}
-
-/// Waits until a port of a namespace is listened on.
-fn wait_for_port(namespace: &Namespace, port: u16) {
-    wait_until("a server", SECOND * 10, || {
-        let output = namespace.run(&["ss", "-Hltn", &format!("sport = :{port}")]);
-        !output.stdout.is_empty()
-    });
-}
-
-/// nginx that serves a folder.
-fn nginx(namespace: &Namespace, root: &Path) -> Server {
-    let folder = tempdir().unwrap();
-    let at = folder.path().display();
-    let mut temporary = String::new();
-    for kind in ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"] {
-        writeln!(temporary, "{kind}_temp_path {at}/{kind};").unwrap();
-    }
-    let config = format!(
-        "daemon off; worker_processes 1; pid {at}/pid; error_log {at}/error.log; user root;
-         events {{ worker_connections 1024; }}
-         http {{
-             access_log off; sendfile on; keepalive_requests 1000000; {temporary}
-             server {{ listen 80; root {}; }}
-         }}",
-        root.display()
-    );
-    let path = folder.path().join("nginx.conf");
-    fs::write(&path, config).unwrap();
-    let child = namespace.spawn(&["nginx", "-c", path.to_str().unwrap()]);
-    wait_for_port(namespace, 80);
-    Server { child, _folder: Some(folder) }
-}
-
 #[test]
 fn a_tcp_stream_runs_through_a_capture_without_a_retransmission_storm() {
     privileged!();
     let (left, right) = (Namespace::new(), Namespace::new());
     let veth = Veth::new(&left, &right);
     addresses(&veth);
-    let child = right.spawn(&["iperf3", "--server"]);
-    let _server = Server { child, _folder: None };
-    wait_for_port(&right, 5201);
+    let _server = iperf3(&right);
     for name in WATCHERS {
         let folder = tempdir().unwrap();
         let watcher = Watcher::start(name, &veth.right, &folder.path().join("file"));
         // Exits with an error when the connection is lost.
-        let client = ["iperf3", "--client", "10.0.0.2", "--time", "2", "--json"];
+        let client = ["iperf3", "--client", SERVER, "--time", "2", "--json"];
         let output = left.run(&client);
         watcher.stop();
         let report: Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -159,22 +105,12 @@ fn a_request_load_on_a_web_server_loses_no_connection_beside_a_capture() {
     for name in WATCHERS {
         let out = tempdir().unwrap();
         let watcher = Watcher::start(name, &veth.right, &out.path().join("file"));
-        let url = "http://10.0.0.2/page";
-        let load = ["wrk", "--threads", "1", "--connections", "32", "--duration", "2s"];
-        let output = left.run(&[&load[..], &["--timeout", "10s", url]].concat());
-        // Each request on a connection of its own, too.
-        let close = ["--header", "Connection: close", url];
-        let closing =
-            left.run(&[&load[..5], &["--duration", "1s", "--timeout", "10s"], &close].concat());
+        let kept = requests(&left, "page", 2, true);
+        let renewed = requests(&left, "page", 1, false);
         watcher.stop();
-        for output in [output, closing] {
-            let text = String::from_utf8(output.stdout).unwrap();
-            let requests = text.lines().find_map(|line| line.trim().split_once(" requests in "));
-            let requests: u64 = requests.unwrap_or_else(|| panic!("{text}")).0.parse().unwrap();
-            println!("{name}: {requests} requests");
-            assert!(requests > 100, "{name}: {text}");
-            assert!(!text.contains("Socket errors"), "{name}: {text}");
-            assert!(!text.contains("Non-2xx"), "{name}: {text}");
+        for answered in [kept.answered, renewed.answered] {
+            println!("{name}: {answered} requests");
+            assert!(answered > 100, "{name}: {answered} requests");
         }
     }
 }

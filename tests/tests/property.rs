@@ -467,7 +467,7 @@ fn host_kernel_and_libpcap_agree_on_random_frames_and_filters() {
         for _ in 0..FRAMES {
             let Made { bytes, headers: built } = made(rng);
             let parsed = ethernet(bytes.as_slice());
-            let host = classify(&parsed, &tables, &ports, active);
+            let host = classify(&parsed.into(), &tables, &ports, active);
             counts.frames += 1;
             counts.pairs += u64::from(u64::count_ones(active));
             counts.matches += u64::from(host.count_ones());

@@ -7,7 +7,7 @@ use capture_ebpf::{
     CAPTURE,
     abi::{Counters, Header, MAX_JOBS, Outcome},
     classify::classify,
-    parse::{Buffer, ethernet},
+    parse::{Buffer, Scratch, ethernet},
 };
 use capture_user::{
     filter::{Direction, Filter, HostPorts, Rule, Rules, tables},
@@ -158,7 +158,7 @@ fn host_and_tap_programs_agree_on_random_frames_and_filters() {
                 continue;
             }
             let context = || format!("seed {seed}, {rules:?}, frame {}", hex(&bytes));
-            let host = classify(&ethernet(bytes.as_slice()), &tables, &ports, active);
+            let host = classify(&ethernet(bytes.as_slice()).into(), &tables, &ports, active);
             let exclusive = run(kernel.program(), &bytes);
             assert_eq!((exclusive.jobs(), exclusive.action), (host, Action::Pass), "{}", context());
             runs += 1;
@@ -184,8 +184,12 @@ fn host_and_tap_programs_agree_on_random_frames_and_filters() {
 struct Untagged(Vec<u8>);
 
 impl Buffer for Untagged {
-    fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        self.0.as_slice().load(offset)
+    fn load<'a, const N: usize>(
+        &'a self,
+        offset: usize,
+        scratch: &'a mut Scratch,
+    ) -> Option<&'a [u8; N]> {
+        self.0.as_slice().load(offset, scratch)
     }
 
     fn tag_aside(&self) -> bool {

@@ -116,6 +116,14 @@ pub(crate) fn install() -> Result<()> {
     toolchain.check_linker()
 }
 
+/// What code the linker may make. The third instruction set came with Linux 5.1, long before the rest of what
+/// the programs need: 32-bit arithmetic, and comparisons either way. Words of packets lie at any address; the
+/// kernel allows it to read them on every architecture that can, and bytes put together take as many
+/// instructions as they are.
+/// <https://github.com/torvalds/linux/blob/v6.6/kernel/bpf/verifier.c#L3741-L3760>
+const CODE: [&str; 2] =
+    ["-Ctarget-cpu=v3", "-Clink-arg=--cpu-features=+alu32,+allows-misaligned-mem-access"];
+
 /// Where an object is committed, and embedded from.
 fn committed(name: &str) -> PathBuf {
     root().join("capture-ebpf/bpf").join(format!("{name}.bpfel.o"))
@@ -208,6 +216,7 @@ impl Toolchain {
 
     fn flags(&self) -> Result<OsString> {
         let mut flags = vec![OsString::from("-Clink-arg=--btf")];
+        flags.extend(CODE.map(OsString::from));
         // File names go into BTF's line numbers. What they are relative to must not, or the bytes
         // would tell where they were built. The last match wins, so the workspace comes last.
         let mut remap = |from: &Path, to: &str| {

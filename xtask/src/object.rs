@@ -44,6 +44,7 @@ pub(crate) const OBJECTS: &[Required] = &[
             ("pass", "xdp.frags"),
             ("drop", "xdp.frags"),
             ("receive", "xdp.frags"),
+            ("look_on", "classifier"),
             ("again", "xdp.frags"),
         ],
         maps: &["CONFIG", "SENT", "SOCKETS", "MEASURED"],

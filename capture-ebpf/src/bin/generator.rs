@@ -7,8 +7,8 @@
 //! `pass` is what the capture programs' cost is measured against; `again` lets one that hands packets
 //! over be run many times on one frame.
 //!
-//! `drop` and `receive` are the least that can be done with a packet that arrives: floors for the
-//! capture tools.
+//! `drop`, `receive` and `look_on` are the least that can be done with a packet that arrives: floors for
+//! the capture tools.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 #[cfg(target_arch = "bpf")]
@@ -18,9 +18,9 @@ mod kernel {
         helpers::generated::{
             bpf_get_smp_processor_id, bpf_redirect, bpf_xdp_adjust_meta, bpf_xdp_adjust_tail,
         },
-        macros::{map, xdp},
+        macros::{classifier, map, xdp},
         maps::{Array, PerCpuArray, ProgramArray, XskMap},
-        programs::XdpContext,
+        programs::{TcContext, XdpContext},
     };
     use capture_ebpf::abi::generator::{Config, QUEUES, Stamp};
 
@@ -102,6 +102,12 @@ mod kernel {
     #[xdp(frags)]
     fn receive(context: XdpContext) -> u32 {
         SOCKETS.redirect(context.rx_queue_index(), XDP_DROP.into()).unwrap_or(XDP_DROP)
+    }
+
+    /// The least that a tc program can do that lets packets go on: `TCX_NEXT`.
+    #[classifier]
+    fn look_on(_: TcContext) -> i32 {
+        -1
     }
 
     #[map]

@@ -1,16 +1,45 @@
 //! How the parser reads a frame in the kernel.
 
-use core::mem::MaybeUninit;
+use core::ffi::c_void;
 
 use aya_ebpf::{
     bindings::{__sk_buff, xdp_md},
     helpers::generated::{bpf_skb_load_bytes, bpf_xdp_load_bytes},
 };
-use capture_ebpf::parse::Buffer;
+use capture_ebpf::parse::{Buffer, Scratch};
 
 /// No header lies deeper. The verifier wants a bound on every variable offset, and this one leaves
 /// room for two VLAN tags and eight of the longest extension headers.
 const MAX_OFFSET: usize = 0x7fff;
+
+/// The `N` bytes at `offset`, in the packet if its first piece, from `data` to `end`, has them; otherwise in
+/// `scratch`, as far as `copy` finds them in other pieces: headers may lie across them.
+/// <https://github.com/torvalds/linux/blob/v6.6/net/core/filter.c#L3920-L3933>
+#[inline(always)]
+fn load<const N: usize>(
+    data: usize,
+    end: usize,
+    offset: usize,
+    scratch: &mut Scratch,
+    copy: impl FnOnce(u32, *mut c_void, u32) -> i64,
+) -> Option<&[u8; N]> {
+    const { assert!(N <= size_of::<Scratch>()) };
+    if offset > MAX_OFFSET {
+        return None;
+    }
+    let at = data + offset;
+    if at + N <= end {
+        // SAFETY: the comparison above proves to the verifier that the bytes are inside the packet, which
+        // nothing changes while the program looks at it.
+        return Some(unsafe { &*(at as *const [u8; N]) });
+    }
+    let to = scratch.as_mut_ptr();
+    if copy(offset as u32, to.cast(), N as u32) != 0 {
+        return None;
+    }
+    // SAFETY: a helper that succeeds has written all of it.
+    Some(unsafe { &*to.cast() })
+}
 
 /// A frame at the XDP hook.
 pub(super) struct XdpFrame {
@@ -32,25 +61,15 @@ impl XdpFrame {
 
 impl Buffer for XdpFrame {
     #[inline(always)]
-    fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        if offset > MAX_OFFSET {
-            return None;
-        }
-        let at = self.data + offset;
-        if at + N <= self.end {
-            // SAFETY: the comparison above proves to the verifier that the bytes are inside the
-            // packet.
-            return Some(unsafe { *(at as *const [u8; N]) });
-        }
-        // The first buffer of a multi-buffer frame may end inside the headers.
-        // https://github.com/torvalds/linux/blob/v6.6/net/core/filter.c#L3920-L3933
-        let mut bytes = MaybeUninit::<[u8; N]>::uninit();
-        // SAFETY: the destination is a local array of `N` bytes; the helper checks the frame's end.
-        let failed = unsafe {
-            bpf_xdp_load_bytes(self.context, offset as u32, bytes.as_mut_ptr().cast(), N as u32)
-        };
-        // SAFETY: a helper that succeeds has written all of it.
-        if failed == 0 { Some(unsafe { bytes.assume_init() }) } else { None }
+    fn load<'a, const N: usize>(
+        &'a self,
+        offset: usize,
+        scratch: &'a mut Scratch,
+    ) -> Option<&'a [u8; N]> {
+        load(self.data, self.end, offset, scratch, |offset, to, length| {
+            // SAFETY: `load` hands over room for `length` bytes; the helper checks the frame's end.
+            unsafe { bpf_xdp_load_bytes(self.context, offset, to, length) }
+        })
     }
 }
 
@@ -85,29 +104,15 @@ impl Skb {
 
 impl Buffer for Skb {
     #[inline(always)]
-    fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        if offset > MAX_OFFSET {
-            return None;
-        }
-        let at = self.data + offset;
-        if at + N <= self.end {
-            // SAFETY: the comparison above proves to the verifier that the bytes are inside the
-            // linear part.
-            return Some(unsafe { *(at as *const [u8; N]) });
-        }
-        // Headers may lie outside the linear part.
-        let mut bytes = MaybeUninit::<[u8; N]>::uninit();
-        // SAFETY: the destination is a local array of `N` bytes; the helper checks the packet's end.
-        let failed = unsafe {
-            bpf_skb_load_bytes(
-                self.context.cast(),
-                offset as u32,
-                bytes.as_mut_ptr().cast(),
-                N as u32,
-            )
-        };
-        // SAFETY: a helper that succeeds has written all of it.
-        if failed == 0 { Some(unsafe { bytes.assume_init() }) } else { None }
+    fn load<'a, const N: usize>(
+        &'a self,
+        offset: usize,
+        scratch: &'a mut Scratch,
+    ) -> Option<&'a [u8; N]> {
+        load(self.data, self.end, offset, scratch, |offset, to, length| {
+            // SAFETY: `load` hands over room for `length` bytes; the helper checks the packet's end.
+            unsafe { bpf_skb_load_bytes(self.context.cast(), offset, to, length) }
+        })
     }
 
     #[inline(always)]

@@ -7,16 +7,13 @@ use aya_ebpf::{
     maps::{Array, PerCpuArray, XskMap},
 };
 use capture_ebpf::{
-    abi::{
-        Counters, DIRECTION_OUT, JobCounters, MAX_JOBS, MAX_QUEUES, Outcome, SWITCH_ACTIVE,
-        SWITCH_GENERATION, SWITCH_WAKE,
-    },
+    abi::{Counters, DIRECTION_OUT, JobCounters, MAX_JOBS, MAX_QUEUES, Outcome, Switch},
     classify::{Ports, Tables, classify, sample},
-    parse::{Buffer, ethernet, raw_ip},
+    parse::{Buffer, Fields},
 };
 
 #[map]
-static SWITCH: Array<u64> = Array::with_max_entries(3, 0);
+static SWITCH: Array<Switch> = Array::with_max_entries(1, 0);
 
 #[map]
 static TABLES: Array<Tables> = Array::with_max_entries(2, 0);
@@ -115,6 +112,8 @@ pub(super) struct Hit {
     pub(super) jobs: u64,
     /// Lowest 8 bits of the tables' generation.
     pub(super) generation: u8,
+    /// Bytes in a ring at which its reader is woken.
+    pub(super) wake_at: u64,
     tables: &'static Tables,
 }
 
@@ -125,31 +124,30 @@ pub(super) fn hits<B: Buffer>(
     direction: u8,
     draw: impl FnOnce() -> u32,
 ) -> Result<Hit, Outcome> {
-    let active = SWITCH.get(SWITCH_ACTIVE).map_or(0, |active| *active);
+    let Some(Switch { active, generation, wake_at }) = SWITCH.get(0).copied() else {
+        return Err(Outcome::Idle);
+    };
     if active == 0 {
         return Err(Outcome::Idle);
     }
-    let generation = SWITCH.get(SWITCH_GENERATION).map_or(0, |generation| *generation);
     let tables = TABLES.get((generation & 1) as u32).ok_or(Outcome::Idle)?;
     let wanted = if direction == DIRECTION_OUT { tables.outbound } else { tables.inbound };
     let mut jobs = active & wanted;
     if tables.constrained != 0 && jobs != 0 {
-        let headers = if tables.raw_ip == 0 { ethernet(packet) } else { raw_ip(packet) };
-        jobs = classify(&headers, tables, &PortMaps, jobs);
+        let fields = if tables.raw_ip == 0 {
+            Fields::of_ethernet(packet)
+        } else {
+            Fields::of_raw_ip(packet)
+        };
+        jobs = classify(&fields, tables, &PortMaps, jobs);
     }
     if jobs == 0 {
         return Err(Outcome::NoMatch);
     }
     match sample(tables, jobs, draw) {
         0 => Err(Outcome::SampledOut),
-        jobs => Ok(Hit { jobs, generation: generation as u8, tables }),
+        jobs => Ok(Hit { jobs, generation: generation as u8, wake_at, tables }),
     }
-}
-
-/// Bytes in a ring at which its reader is woken.
-#[inline(always)]
-pub(super) fn wake_at() -> u64 {
-    SWITCH.get(SWITCH_WAKE).map_or(0, |bytes| *bytes)
 }
 
 impl Hit {

@@ -22,7 +22,7 @@ use capture_ebpf::{
 
 use super::{
     frame::{Skb, XdpFrame},
-    state::{Account, hits, wake_at},
+    state::{Account, hits},
 };
 
 /// Each CPU has a ring of its own: one that CPUs share collapses under its lock. Userspace makes the
@@ -119,20 +119,26 @@ fn tap<P: Packet>(packet: &P, length: u32, direction: u8, vlan: u32) {
         captured: length.min(hit.snaplen()),
         reserved: 0,
     };
-    let copied = hand_over(packet, cpu, &record, &account);
+    let copied = hand_over(packet, cpu, &record, hit.wake_at, &account);
     let outcome = if copied { Outcome::Copied } else { Outcome::RingFull };
     account.close_hit(outcome, hit.jobs, u64::from(original_len));
 }
 
 /// Reserves a record of the smallest size that fits: the verifier wants sizes that are constants.
 #[inline(always)]
-fn hand_over<P: Packet>(packet: &P, cpu: u32, record: &Record, account: &Account) -> bool {
+fn hand_over<P: Packet>(
+    packet: &P,
+    cpu: u32,
+    record: &Record,
+    wake_at: u64,
+    account: &Account,
+) -> bool {
     let Some(ring) = RINGS.get(cpu) else { return false };
     let ring = core::ptr::from_ref(ring).cast_mut().cast::<c_void>();
     macro_rules! sizes {
         ($($size:literal)+) => {
             $(if record.captured <= $size {
-                return copy::<P, $size>(packet, ring, record, account);
+                return copy::<P, $size>(packet, ring, record, wake_at, account);
             })+
         };
     }
@@ -146,6 +152,7 @@ fn copy<P: Packet, const SIZE: u32>(
     packet: &P,
     ring: *mut c_void,
     record: &Record,
+    wake_at: u64,
     account: &Account,
 ) -> bool {
     let size = u64::from(SIZE) + RECORD_LEN as u64;
@@ -169,7 +176,6 @@ fn copy<P: Packet, const SIZE: u32>(
     }
     // Below, the reader comes by itself some milliseconds later: a wake-up for each packet would cost more
     // than the packet, and so would a question for each.
-    let wake_at = wake_at();
     // A record takes this much of the ring, with its own head.
     let taken = (size + 15) & !7;
     let wake = account.filled(taken, wake_at / ASKS).is_some_and(|filled| {

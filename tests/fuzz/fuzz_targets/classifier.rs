@@ -93,7 +93,7 @@ fuzz_target!(|case: Case| {
             slots.filter(|slot| rules[*slot].as_ref().is_some_and(wants)).map(|at| 1 << at).sum()
         };
 
-        let jobs = classify(&headers, &tables, &ports, active);
+        let jobs = classify(&headers.into(), &tables, &ports, active);
         assert_eq!(jobs, set(&accepts), "{headers:?}");
         let kept = sample(&tables, jobs, || packet.draw);
         assert_eq!(kept, set(&|rule| accepts(rule) && keeps(rule, packet.draw)));

@@ -3,7 +3,9 @@
 
 #![no_main]
 
-use capture_ebpf::parse::{Buffer, Headers, Ipv6, MAX_EXTENSIONS, Network, ethernet, raw_ip};
+use capture_ebpf::parse::{
+    Buffer, Headers, Ipv6, MAX_EXTENSIONS, Network, Scratch, ethernet, raw_ip,
+};
 use etherparse::{
     IpNumber, Ipv6ExtensionSlice, LaxIpv4Slice, LaxIpv6Slice, LaxLinkExtSlice, LaxNetSlice,
     LaxSlicedPacket, LinkSlice, TransportSlice, ether_type, ip_number,
@@ -70,8 +72,12 @@ fn assert_less(less: &Headers, more: &Headers) {
 struct Untagged(Vec<u8>);
 
 impl Buffer for Untagged {
-    fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        self.0.as_slice().load(offset)
+    fn load<'a, const N: usize>(
+        &'a self,
+        offset: usize,
+        scratch: &'a mut Scratch,
+    ) -> Option<&'a [u8; N]> {
+        self.0.as_slice().load(offset, scratch)
     }
 
     fn tag_aside(&self) -> bool {

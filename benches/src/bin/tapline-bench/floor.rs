@@ -1,5 +1,6 @@
 //! What no tool can be faster than, each in a process of its own as the tools are: an XDP program that
-//! drops, a bare `AF_XDP` loop that gives frames back, and a plain `O_DIRECT` writer.
+//! drops, a bare `AF_XDP` loop that gives frames back, a tc program that lets packets go on, and a plain
+//! `O_DIRECT` writer.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -17,11 +18,11 @@ use std::{
 use aya::{
     Ebpf, EbpfLoader,
     maps::XskMap,
-    programs::{Xdp, XdpMode},
+    programs::{SchedClassifier, TcAttachType, Xdp, XdpMode},
 };
 use capture_ebpf::{
     GENERATOR,
-    abi::generator::{DROP, RECEIVE, SOCKETS},
+    abi::generator::{DROP, LOOK_ON, RECEIVE, SOCKETS},
 };
 use capture_user::{
     socket::{Socket, SocketConfig},
@@ -54,6 +55,8 @@ pub(crate) enum Floor {
     Receive,
     /// Receives, and reads every byte.
     Read,
+    /// Lets everything go on to the host's stack.
+    LookOn,
 }
 
 /// Signals that end a floor; blocked in all its threads.
@@ -86,6 +89,15 @@ pub(crate) fn run(floor: Floor, interface: &str, progress: &Path) -> Value {
             signals.wait().unwrap();
             let seen = packets(interface) - before;
             law(seen, seen, &json!({}))
+        }
+        Floor::LookOn => {
+            let program: &mut SchedClassifier =
+                ebpf.program_mut(LOOK_ON).unwrap().try_into().unwrap();
+            program.load().unwrap();
+            program.attach(interface, TcAttachType::Ingress).unwrap();
+            eprintln!("capturing on {interface}: looking on");
+            signals.wait().unwrap();
+            law(0, 0, &json!({}))
         }
         Floor::Receive => receive(&mut ebpf, interface, signals, progress, false),
         Floor::Read => receive(&mut ebpf, interface, signals, progress, true),

@@ -6,7 +6,7 @@ use aya::{maps::loaded_maps, programs::loaded_programs};
 use tapline_tests::process::wait_until;
 
 /// The names of our programs and maps, as far as the kernel keeps them (15 bytes).
-const OURS: [&str; 16] = [
+const OURS: [&str; 17] = [
     "exclusive",
     "tap_ingress",
     "tap_egress",
@@ -14,6 +14,7 @@ const OURS: [&str; 16] = [
     "generate",
     "drop",
     "receive",
+    "look_on",
     "SWITCH",
     "TABLES",
     "SPORTS",

@@ -1,11 +1,11 @@
-//! What is read of the machine: CPU time, memory, and what it is.
+//! What is read of the machine: CPU time, memory, and what it is and has.
 //!
 //! CPU time is that of all CPUs together, user, kernel and interrupts, as the time that they were
 //! neither idle, nor waiting for a disk, nor taken by the hypervisor. The kernel measures idle time; it
 //! only samples what else a CPU does, which would miss half of what runs in interrupts.
 
 use std::{
-    fs, thread,
+    env, fs, thread,
     time::{Duration, Instant},
 };
 
@@ -14,6 +14,12 @@ use serde_json::{Value, json};
 
 /// A tick of `/proc/stat`, milliseconds: `USER_HZ` is 100 wherever Linux runs.
 const TICK_MS: u64 = 10;
+
+/// Whether a program is installed.
+pub(crate) fn has(program: &str) -> bool {
+    env::split_paths(&env::var_os("PATH").unwrap_or_default())
+        .any(|folder| folder.join(program).is_file())
+}
 
 /// A reading of what all CPUs have done.
 #[derive(Clone, Copy, Debug)]

@@ -147,7 +147,7 @@ enum What {
     OnePercent,
     /// 64 jobs instead of one
     Jobs,
-    /// What a TCP stream suffers (iperf3)
+    /// What a TCP stream (iperf3) and requests to a web server (nginx, wrk) suffer
     Streams,
     /// What the recorder costs, and how long a question to it takes
     Recorder,
@@ -213,12 +213,8 @@ impl Args {
 
 /// The contestants that are there; says which are not.
 fn present(tools: &[Tool]) -> Vec<Tool> {
-    let found = |program: &str| {
-        env::split_paths(&env::var_os("PATH").unwrap_or_default())
-            .any(|folder| folder.join(program).is_file())
-    };
     let (there, missing): (Vec<Tool>, Vec<Tool>) =
-        tools.iter().partition(|tool| tool.needs().is_none_or(found));
+        tools.iter().partition(|tool| tool.needs().is_none_or(machine::has));
     for tool in missing {
         println!("{} is not installed, and is left out", tool.name());
     }
@@ -308,7 +304,8 @@ fn measure(args: &Args, folder: &Path, results: &mut Results) {
                 }
                 let load = Load { one_percent: true, ..load };
                 let filtering = tools.iter().copied().filter(|tool| tool.filters());
-                let watchers: Vec<_> = [Tool::Nobody].into_iter().chain(filtering).collect();
+                let watchers: Vec<_> =
+                    [Tool::Nobody, Tool::LookOn].into_iter().chain(filtering).collect();
                 for tool in rotated(&watchers, round) {
                     if wants(What::OnePercent) && size != Size::Imix && queues == 1 {
                         push(Part::Closed, load, windows.closed(tool, load, folder, args.seconds));

@@ -375,7 +375,7 @@ fn judge(run: &mut Run, file: &Path, template: &Template, load: Load, marks: &[V
         } else {
             step.arrived
         };
-        step.wanted = if run.tool == Tool::Nobody { 0 } else { wanted };
+        step.wanted = if run.tool.is_blind() { 0 } else { wanted };
     }
     if !run.tool.writes() {
         // All steps together.

@@ -1,12 +1,17 @@
-//! What a capture costs the traffic that it sees: a TCP stream (iperf3) between two namespaces, with
-//! each watcher in turn, as a ratio to the same round without one.
+//! What a capture costs the traffic that it sees: a TCP stream (iperf3) and requests to a web server (nginx)
+//! between two namespaces, with each watcher in turn, as a ratio to the same round without one.
 
 use std::{fs, path::Path, time::Duration};
 
 use serde_json::{Value, json};
-use tapline_tests::{netns::Namespace, process::wait_until, veth::Veth};
+use tapline_tests::{
+    netns::Namespace,
+    traffic::{SERVER, addresses, iperf3, nginx, requests},
+    veth::Veth,
+};
 
 use crate::{
+    machine,
     results::Spread,
     run::as_f64,
     tool::{Running, Said, Tool},
@@ -27,18 +32,55 @@ fn written(said: &Said) -> Option<f64> {
     Some(as_f64(written) / as_f64(hits.max(written + said.dropped())))
 }
 
-/// Runs the rounds; gives a table and its values.
-pub(crate) fn measure(folder: &Path, repeats: usize, duration: Duration) -> (String, Value) {
-    let seconds = duration.as_secs().max(1).to_string();
-    let (left, right) = (Namespace::new(), Namespace::new());
-    let veth = Veth::new(&left, &right);
-    veth.left.add_address("10.0.0.1/24");
-    veth.right.add_address("10.0.0.2/24");
-    let mut server = right.spawn(&["iperf3", "--server"]);
-    wait_until("iperf3", Duration::from_secs(10), || {
-        !right.run(&["ss", "-Hltn", "sport = :5201"]).stdout.is_empty()
-    });
+/// What is watched.
+#[derive(Clone, Copy)]
+enum Traffic {
+    /// One TCP connection, as fast as it gets; Gbit/s.
+    Stream,
+    /// Requests on connections that stay; thousands a second.
+    Requests,
+    /// Requests, each on a connection of its own; thousands a second.
+    Connections,
+}
 
+impl Traffic {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Stream => "TCP stream (iperf3), Gbit/s",
+            Self::Requests => "requests (nginx, wrk), thousands a second",
+            Self::Connections => "requests, each with its connection, thousands a second",
+        }
+    }
+
+    /// Programs that have to be installed for it.
+    const fn needs(self) -> &'static [&'static str] {
+        match self {
+            Self::Stream => &["iperf3"],
+            Self::Requests | Self::Connections => &["nginx", "wrk"],
+        }
+    }
+
+    fn rate(self, client: &Namespace, seconds: u64) -> f64 {
+        match self {
+            Self::Stream => {
+                let line = ["iperf3", "--client", SERVER, "--json", "--time", &seconds.to_string()];
+                let report: Value = serde_json::from_slice(&client.run(&line).stdout).unwrap();
+                report["end"]["sum_received"]["bits_per_second"].as_f64().unwrap() / 1e9
+            }
+            Self::Requests => requests(client, "page", seconds, true).rate / 1e3,
+            Self::Connections => requests(client, "page", seconds, false).rate / 1e3,
+        }
+    }
+}
+
+/// Runs the rounds of a kind of traffic; gives a table and its values.
+fn rounds(
+    traffic: Traffic,
+    (client, veth): (&Namespace, &Veth<'_>),
+    folder: &Path,
+    repeats: usize,
+    seconds: u64,
+) -> (String, Value) {
     let mut rates = [const { Vec::new() }; WATCHERS.len()];
     let mut ratios = [const { Vec::new() }; WATCHERS.len()];
     let mut parts = [const { Vec::new() }; WATCHERS.len()];
@@ -50,22 +92,18 @@ pub(crate) fn measure(folder: &Path, repeats: usize, duration: Duration) -> (Str
             let (_, tool, port) = WATCHERS[at];
             let watcher = Running::start(tool, &veth.right, folder, None, port);
             let file = watcher.file.clone();
-            let client = ["iperf3", "--client", "10.0.0.2", "--json", "--time", &seconds];
-            let report: Value = serde_json::from_slice(&left.run(&client).stdout).unwrap();
+            now[at] = traffic.rate(client, seconds);
             parts[at].extend(written(&watcher.stop()));
             let _ = fs::remove_file(file);
-            now[at] = report["end"]["sum_received"]["bits_per_second"].as_f64().unwrap() / 1e9;
         }
         for at in 0..WATCHERS.len() {
             rates[at].push(now[at]);
             ratios[at].push(now[at] / now[0]);
         }
     }
-    server.kill().unwrap();
-    server.wait().unwrap();
 
-    let mut text = format!("\nTCP stream, {repeats} rounds of {seconds} s\n");
-    text += &format!("{:<34} {:>20} {:>20} {:>20}\n", "", "Gbit/s", "ratio", "written");
+    let mut text = format!("\n{}: {repeats} rounds of {seconds} s\n", traffic.name());
+    text += &format!("{:<34} {:>20} {:>20} {:>20}\n", "", "rate", "ratio", "written");
     let mut values = Vec::new();
     for (at, (name, ..)) in WATCHERS.iter().enumerate() {
         let [rate, ratio] = [&rates, &ratios].map(|all| Spread::of(all[at].clone()).unwrap());
@@ -74,9 +112,36 @@ pub(crate) fn measure(folder: &Path, repeats: usize, duration: Duration) -> (Str
         let (shown_rate, shown_ratio) = (rate.show(1.0, 2), ratio.show(1.0, 3));
         text += &format!("{name:<34} {shown_rate:>20} {shown_ratio:>20} {shown:>20}\n");
         values.push(json!({
-            "watcher": name, "gbit_s": rate.json(), "ratio": ratio.json(),
+            "traffic": traffic.name(), "watcher": name, "rate": rate.json(), "ratio": ratio.json(),
             "written": part.map(Spread::json),
         }));
+    }
+    (text, Value::Array(values))
+}
+
+/// Watches each kind of traffic; gives tables and their values.
+pub(crate) fn measure(folder: &Path, repeats: usize, duration: Duration) -> (String, Value) {
+    let (left, right) = (Namespace::new(), Namespace::new());
+    let veth = Veth::new(&left, &right);
+    addresses(&veth);
+    let pages = tempfile::tempdir().unwrap();
+    fs::write(pages.path().join("page"), vec![b'x'; 4000]).unwrap();
+    let (mut text, mut values) = (String::new(), Vec::new());
+    let mut servers = Vec::new();
+    for traffic in [Traffic::Stream, Traffic::Requests, Traffic::Connections] {
+        if let Some(missing) = traffic.needs().iter().find(|program| !machine::has(program)) {
+            println!("{} without {missing}: left out", traffic.name());
+            continue;
+        }
+        match traffic {
+            Traffic::Stream => servers.push(iperf3(&right)),
+            Traffic::Requests => servers.push(nginx(&right, pages.path())),
+            Traffic::Connections => {}
+        }
+        let seconds = duration.as_secs().max(1);
+        let (table, value) = rounds(traffic, (&left, &veth), folder, repeats, seconds);
+        text += &table;
+        values.push(value);
     }
     (text, Value::Array(values))
 }

@@ -32,6 +32,8 @@ const PATIENCE: Duration = Duration::from_mins(1);
 pub(crate) enum Tool {
     /// Nobody: the interface alone
     Nobody,
+    /// Floor: a tc program that lets every packet go on, and does nothing else
+    LookOn,
     /// Floor: an XDP program that drops
     Drop,
     /// Floor: a bare `AF_XDP` loop that gives frames back
@@ -81,6 +83,7 @@ impl Tool {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Nobody => "nobody",
+            Self::LookOn => "tcx, nothing (floor)",
             Self::Drop => "drop (floor)",
             Self::Receive => "receive (floor)",
             Self::Read => "receive, read (floor)",
@@ -103,7 +106,12 @@ impl Tool {
 
     /// Whether it leaves the packets to the host's own stack.
     pub(crate) fn passes(self) -> bool {
-        matches!(self, Self::Nobody | Self::Tap | Self::TapXdp) || PEERS.contains(&self)
+        matches!(self, Self::Tap | Self::TapXdp) || self.is_blind() || PEERS.contains(&self)
+    }
+
+    /// Whether it takes no packet: traffic without and with a hook.
+    pub(crate) fn is_blind(self) -> bool {
+        matches!(self, Self::Nobody | Self::LookOn)
     }
 
     /// Whether it can be told to take one flow only.
@@ -114,9 +122,12 @@ impl Tool {
 
     fn records(self) -> Records {
         match self {
-            Self::Nobody | Self::Drop | Self::Receive | Self::Read | Self::ExclusiveNoWrite => {
-                Records::None
-            }
+            Self::Nobody
+            | Self::LookOn
+            | Self::Drop
+            | Self::Receive
+            | Self::Read
+            | Self::ExclusiveNoWrite => Records::None,
             Self::Exclusive | Self::Tap | Self::TapXdp | Self::Job1 | Self::Jobs64 => {
                 Records::Tapline
             }
@@ -173,6 +184,7 @@ impl Tool {
         let exclusive = format!("{capture} --mode exclusive");
         let (program, args): (PathBuf, String) = match self {
             Self::Nobody => return Vec::new(),
+            Self::LookOn => (own(), format!("floor look-on {interface} {file}")),
             Self::Drop => (own(), format!("floor drop {interface} {file}")),
             Self::Receive => (own(), format!("floor receive {interface} {file}")),
             Self::Read => (own(), format!("floor read {interface} {file}")),
@@ -202,7 +214,9 @@ impl Tool {
         match (filter, port) {
             (Some(filter), _) if self == Self::Tcpdump => line.push(filter.into()),
             (Some(filter), _) if PEERS.contains(&self) => line.extend(["-f".into(), filter.into()]),
-            (_, Some(port)) => line.extend(["--sport".into(), port.to_string().into()]),
+            (_, Some(port)) if !self.is_blind() => {
+                line.extend(["--sport".into(), port.to_string().into()]);
+            }
             _ => {}
         }
         line
