@@ -128,12 +128,8 @@ impl Buffer {
     pub fn recycle(mut self) {
         self.empty();
         if let Some(home) = self.home.upgrade() {
-            let left = home.tiers.iter().try_fold(self, |buffer, tier| match tier.push(buffer) {
-                Ok(()) => Err(()),
-                Err(buffer) => Ok(buffer),
-            });
-            // A pool has room for every buffer that it made.
-            debug_assert!(left.is_err());
+            let left = home.tiers.iter().fold(Some(self), |left, tier| tier.push(left?).err());
+            debug_assert!(left.is_none(), "a pool has room for every buffer that it made");
         }
     }
 }

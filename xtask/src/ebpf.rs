@@ -116,11 +116,11 @@ pub(crate) fn install() -> Result<()> {
     toolchain.check_linker()
 }
 
-/// What code the linker may make. The third instruction set came with Linux 5.1, long before the rest of what
-/// the programs need: 32-bit arithmetic, and comparisons either way. Words of packets lie at any address; the
-/// kernel allows it to read them on every architecture that can, and bytes put together take as many
-/// instructions as they are.
-/// <https://github.com/torvalds/linux/blob/v6.6/kernel/bpf/verifier.c#L3741-L3760>
+/// What code the linker may make. The third instruction set (32-bit arithmetic, comparisons either way) came
+/// with Linux 5.1, long before the rest of what the programs need. Words of a packet lie at any address: the
+/// verifier lets them be read at once unless the architecture cannot (`strict_alignment` in
+/// <https://github.com/torvalds/linux/blob/v6.6/kernel/bpf/verifier.c>), and put together byte by byte they
+/// take several instructions each.
 const CODE: [&str; 2] =
     ["-Ctarget-cpu=v3", "-Clink-arg=--cpu-features=+alu32,+allows-misaligned-mem-access"];
 

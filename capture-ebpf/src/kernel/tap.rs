@@ -62,12 +62,15 @@ impl Packet for XdpFrame {
     }
 }
 
+// Each is one program, without a call of another function: a call is a part of what a packet costs.
 #[classifier]
+#[inline(always)]
 fn tap_ingress(context: TcContext) -> i32 {
     tap_skb(&context, DIRECTION_IN)
 }
 
 #[classifier]
+#[inline(always)]
 fn tap_egress(context: TcContext) -> i32 {
     tap_skb(&context, DIRECTION_OUT)
 }
@@ -84,6 +87,7 @@ fn tap_skb(context: &TcContext, direction: u8) -> i32 {
 
 /// What `tap_ingress` does, for frames as they are before GRO.
 #[xdp(frags)]
+#[inline(always)]
 fn tap_xdp(context: XdpContext) -> u32 {
     // SAFETY: the context is the program's own.
     let length = unsafe { bpf_xdp_get_buff_len(context.ctx) } as u32;
