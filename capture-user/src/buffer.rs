@@ -128,7 +128,10 @@ impl Buffer {
     pub fn recycle(mut self) {
         self.empty();
         if let Some(home) = self.home.upgrade() {
-            let left = home.tiers.iter().fold(Some(self), |left, tier| tier.push(left?).err());
+            let mut left = Some(self);
+            for tier in &home.tiers {
+                left = left.and_then(|buffer| tier.push(buffer).err());
+            }
             debug_assert!(left.is_none(), "a pool has room for every buffer that it made");
         }
     }
