@@ -7,7 +7,7 @@ use capture_ebpf::{
     CAPTURE,
     abi::{Counters, Header, MAX_JOBS, Outcome},
     classify::classify,
-    parse::{Buffer, Scratch, ethernet},
+    parse::{Buffer, Fields, Scratch, ethernet},
 };
 use capture_user::{
     filter::{Direction, Filter, HostPorts, Rule, Rules, tables},
@@ -158,7 +158,7 @@ fn host_and_tap_programs_agree_on_random_frames_and_filters() {
                 continue;
             }
             let context = || format!("seed {seed}, {rules:?}, frame {}", hex(&bytes));
-            let host = classify(&ethernet(bytes.as_slice()).into(), &tables, &ports, active);
+            let host = classify(&Fields::of_ethernet(bytes.as_slice()), &tables, &ports, active);
             let exclusive = run(kernel.program(), &bytes);
             assert_eq!((exclusive.jobs(), exclusive.action), (host, Action::Pass), "{}", context());
             runs += 1;

@@ -14,7 +14,10 @@
 #[cfg(target_arch = "bpf")]
 mod kernel {
     use aya_ebpf::{
-        bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS},
+        bindings::{
+            TC_ACT_UNSPEC,
+            xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS},
+        },
         helpers::generated::{
             bpf_get_smp_processor_id, bpf_redirect, bpf_xdp_adjust_meta, bpf_xdp_adjust_tail,
         },
@@ -104,10 +107,10 @@ mod kernel {
         SOCKETS.redirect(context.rx_queue_index(), XDP_DROP.into()).unwrap_or(XDP_DROP)
     }
 
-    /// The least that a tc program can do that lets packets go on: `TCX_NEXT`.
+    /// The least that a tc program can do that lets packets go on.
     #[classifier]
     fn look_on(_: TcContext) -> i32 {
-        -1
+        TC_ACT_UNSPEC
     }
 
     #[map]

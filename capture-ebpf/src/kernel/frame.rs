@@ -29,15 +29,17 @@ fn load<const N: usize>(
     }
     let at = data + offset;
     if at + N <= end {
-        // SAFETY: the comparison above proves to the verifier that the bytes are inside the packet, which
-        // nothing changes while the program looks at it.
+        // SAFETY: the comparison above proves to the verifier that the bytes are inside the first piece. That
+        // is the driver's or the skb's own memory while the program runs: what others may still write,
+        // pages that a sender has lent, lies in other pieces, and a frame of UMEM was given away with the
+        // fill ring.
         return Some(unsafe { &*(at as *const [u8; N]) });
     }
     let to = scratch.as_mut_ptr();
     if copy(offset as u32, to.cast(), N as u32) != 0 {
         return None;
     }
-    // SAFETY: a helper that succeeds has written all of it.
+    // SAFETY: the assertion above sees to the room, and a helper that succeeds has written all `N` bytes.
     Some(unsafe { &*to.cast() })
 }
 
@@ -67,7 +69,7 @@ impl Buffer for XdpFrame {
         scratch: &'a mut Scratch,
     ) -> Option<&'a [u8; N]> {
         load(self.data, self.end, offset, scratch, |offset, to, length| {
-            // SAFETY: `load` hands over room for `length` bytes; the helper checks the frame's end.
+            // SAFETY: the context is the program's own, and `load` hands over room for `length` bytes.
             unsafe { bpf_xdp_load_bytes(self.context, offset, to, length) }
         })
     }
@@ -110,7 +112,7 @@ impl Buffer for Skb {
         scratch: &'a mut Scratch,
     ) -> Option<&'a [u8; N]> {
         load(self.data, self.end, offset, scratch, |offset, to, length| {
-            // SAFETY: `load` hands over room for `length` bytes; the helper checks the packet's end.
+            // SAFETY: the context is the program's own, and `load` hands over room for `length` bytes.
             unsafe { bpf_skb_load_bytes(self.context.cast(), offset, to, length) }
         })
     }

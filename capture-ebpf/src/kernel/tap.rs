@@ -3,7 +3,10 @@
 use core::{ffi::c_void, hint::black_box};
 
 use aya_ebpf::{
-    bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, xdp_action::XDP_PASS},
+    bindings::{
+        BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, TC_ACT_UNSPEC,
+        xdp_action::XDP_PASS,
+    },
     btf_maps::{ArrayOfMaps, RingBuf},
     helpers::generated::{
         bpf_get_prandom_u32, bpf_get_smp_processor_id, bpf_ktime_get_ns, bpf_ringbuf_discard,
@@ -29,10 +32,6 @@ use super::{
 /// rings and chooses their size; the size here only tells the verifier that they are rings.
 #[btf_map]
 static RINGS: ArrayOfMaps<RingBuf<Record, 4096>, MAX_CPUS> = ArrayOfMaps::new();
-
-/// Let the packet go on to the next program, or the stack: `TCX_NEXT`, which is `TC_ACT_UNSPEC`.
-/// <https://github.com/torvalds/linux/blob/v6.6/include/uapi/linux/bpf.h#L6313-L6320>
-const NEXT: i32 = -1;
 
 /// How often a ring is asked how full it is, until it is so full that its reader is woken.
 const ASKS: u64 = 8;
@@ -82,7 +81,9 @@ fn tap_skb(context: &TcContext, direction: u8) -> i32 {
     let length = unsafe { (*skb).len };
     let packet = Skb::new(skb);
     tap(&packet, length, direction, packet.vlan);
-    NEXT
+    // The packet goes on to the next program, or the stack: with tcx this is `TCX_NEXT`.
+    // https://github.com/torvalds/linux/blob/v6.6/include/uapi/linux/bpf.h#L6313-L6320
+    TC_ACT_UNSPEC
 }
 
 /// What `tap_ingress` does, for frames as they are before GRO.

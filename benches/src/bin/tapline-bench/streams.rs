@@ -80,7 +80,7 @@ fn rounds(
     folder: &Path,
     repeats: usize,
     seconds: u64,
-) -> (String, Value) {
+) -> (String, Vec<Value>) {
     let mut rates = [const { Vec::new() }; WATCHERS.len()];
     let mut ratios = [const { Vec::new() }; WATCHERS.len()];
     let mut parts = [const { Vec::new() }; WATCHERS.len()];
@@ -116,7 +116,7 @@ fn rounds(
             "written": part.map(Spread::json),
         }));
     }
-    (text, Value::Array(values))
+    (text, values)
 }
 
 /// Watches each kind of traffic; gives tables and their values.
@@ -139,9 +139,9 @@ pub(crate) fn measure(folder: &Path, repeats: usize, duration: Duration) -> (Str
             Traffic::Connections => {}
         }
         let seconds = duration.as_secs().max(1);
-        let (table, value) = rounds(traffic, (&left, &veth), folder, repeats, seconds);
+        let (table, more) = rounds(traffic, (&left, &veth), folder, repeats, seconds);
         text += &table;
-        values.push(value);
+        values.extend(more);
     }
     (text, Value::Array(values))
 }
