@@ -215,13 +215,14 @@ impl Default for Limits {
 pub struct Buffers {
     pub per_queue: usize,
     pub bytes: usize,
-    pub tap_ring_bytes: u32,
+    #[serde(alias = "tap_ring_bytes")]
+    pub bpf_ring_bytes: u32,
     pub segment_bytes: u64,
 }
 
 impl Default for Buffers {
     fn default() -> Self {
-        Self { per_queue: 8, bytes: 262_144, tap_ring_bytes: 8 << 20, segment_bytes: 256 << 20 }
+        Self { per_queue: 8, bytes: 262_144, bpf_ring_bytes: 8 << 20, segment_bytes: 256 << 20 }
     }
 }
 
@@ -375,10 +376,10 @@ impl Config {
                 return Err(wrong(key, format!("is {value}, but must be from {least} to {most}")));
             }
         }
-        let ring = buffers.tap_ring_bytes;
+        let ring = buffers.bpf_ring_bytes;
         if !ring.is_power_of_two() || !(1 << 20..=1 << 30).contains(&ring) {
             return Err(wrong(
-                "buffers.tap_ring_bytes",
+                "buffers.bpf_ring_bytes",
                 format!("is {ring}, but must be a power of two from 1048576 to 1073741824"),
             ));
         }
@@ -453,7 +454,7 @@ mod tests {
             ("log = \"chatty=maybe\"", "log"),
             ("open = [\"/x\"]", "open"),
             ("data_dir = \"here\"", "data_dir"),
-            ("[buffers]\ntap_ring_bytes = 3", "buffers.tap_ring_bytes"),
+            ("[buffers]\nbpf_ring_bytes = 3", "buffers.bpf_ring_bytes"),
             ("[limits]\nheaders = 1", "limits.headers"),
             ("[destinations]\nendpoints = [\"store:9000\"]", "destinations.endpoints[0]"),
             ("[destinations]\nr2_endpoint = \"https://u@{account}\"", "destinations.r2_endpoint"),

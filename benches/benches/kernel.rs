@@ -83,7 +83,7 @@ fn kernel(criterion: &mut Criterion) {
     // What every figure contains.
     let mut group = criterion.benchmark_group("kernel");
     let any = frame(addresses[0].1, 0, false);
-    let mut fixed = Program::load(CAPTURE).unwrap();
+    let mut fixed = Program::load(CAPTURE, None).unwrap();
     group.bench_function("pass", |bencher| {
         bencher.iter_custom(|iterations| time(helpers.program(PASS), &any, iterations));
     });
@@ -99,7 +99,7 @@ fn kernel(criterion: &mut Criterion) {
 
     for (family, address) in addresses {
         for jobs in [1, 8, 64] {
-            let mut program = Program::load(CAPTURE).unwrap();
+            let mut program = Program::load(CAPTURE, None).unwrap();
             for slot in 0..jobs {
                 program.insert(slot, Rule::new(job(address, slot))).unwrap();
                 program.activate(slot).unwrap();

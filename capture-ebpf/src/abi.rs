@@ -16,6 +16,8 @@ pub const MAX_CPUS: usize = 1024;
 pub mod programs {
     /// XDP: redirects hits into `AF_XDP` sockets, passes the rest.
     pub const EXCLUSIVE: &str = "exclusive";
+    /// XDP: copies hits into this CPU's ring and drops them, passes the rest.
+    pub const EXCLUSIVE_COPY: &str = "exclusive_copy";
     /// tcx or clsact ingress: copies hits into this CPU's ring, lets everything go on.
     pub const TAP_INGRESS: &str = "tap_ingress";
     /// tcx or clsact egress: the same.
@@ -38,8 +40,12 @@ pub mod maps {
     pub const COUNTERS: &str = "COUNTERS";
     /// Receive queue → `AF_XDP` socket.
     pub const SOCKETS: &str = "SOCKETS";
-    /// CPU → BPF ring buffer.
+    /// The CPUs' rings: for each one after the other its [`super::Piece`]s.
     pub const RINGS: &str = "RINGS";
+    /// CPU → [`super::Positions`].
+    pub const POSITIONS: &str = "POSITIONS";
+    /// CPU → BPF ring buffer, by which the ring's reader is woken.
+    pub const BELLS: &str = "BELLS";
 }
 
 /// What the programs read first. In one place, as each lookup costs a packet some nanoseconds; what one write
@@ -52,8 +58,8 @@ pub struct Switch {
     pub active: u64,
     /// The table generation; its lowest bit says which of the two `TABLES` is read.
     pub generation: u64,
-    /// Bytes in a CPU's ring at which its reader is woken.
-    pub wake_at: u64,
+    /// Size of each CPU's ring, bytes: some [`PIECE`]s, a power of two of them.
+    pub ring_bytes: u64,
 }
 
 const _: () = assert!(size_of::<Switch>() == 3 * 8);
@@ -78,7 +84,7 @@ pub struct Header {
     pub time_ns: u64,
     /// The jobs that the packet is a hit of, one bit each.
     pub jobs: u64,
-    /// Receive queue (CPU on the `tap` path).
+    /// Receive queue; on the `tap` path, the CPU.
     pub queue: u16,
     /// [`DIRECTION_IN`] or [`DIRECTION_OUT`].
     pub direction: u8,
@@ -94,12 +100,11 @@ const _: () = assert!(size_of::<Header>() == 32);
 /// Length of [`Header`].
 pub const HEADER_LEN: usize = size_of::<Header>();
 
-/// What precedes each packet's bytes in a ring of the `tap` path. A ring's records come in a few sizes,
-/// so the number of bytes is said.
+/// What precedes each packet's bytes in a ring.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Record {
-    /// As on the `exclusive` path.
+    /// As in front of a frame.
     pub header: Header,
     /// Bytes of the packet that follow.
     pub captured: u32,
@@ -114,6 +119,39 @@ pub const RECORD_LEN: usize = size_of::<Record>();
 
 /// Most bytes that are kept of a packet: what libpcap calls `MAXIMUM_SNAPLEN`.
 pub const MAX_SNAPLEN: u32 = 262_144;
+
+/// The part of a ring, in bytes, that the verifier sees as one array: a power of two.
+pub const PIECE: usize = 1 << 20;
+
+/// A part of a ring. A record begins in the first [`PIECE`] bytes and may end in the rest, so that it is never
+/// split; the next one then begins in the next piece. Whole pages, of up to 64 KiB.
+pub type Piece = [u8; PIECE + (5 << 16)];
+
+const _: () = assert!(size_of::<Piece>() - PIECE >= RECORD_LEN + MAX_SNAPLEN as usize);
+
+/// How far a ring has been written and read, in bytes since it was made; each on cache lines of its own, as
+/// CPUs fetch two at once.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Positions {
+    /// Written by the kernel program, when a record is complete.
+    pub produced: u64,
+    reserved: [u64; 15],
+    /// Written by the reader, when it no longer needs what is before.
+    pub consumed: u64,
+    reserved_too: [u64; 15],
+}
+
+const _: () = assert!(size_of::<Positions>() == 256);
+
+/// The position behind a record at this one.
+#[inline(always)]
+pub const fn position_after(position: u64, captured: u32) -> u64 {
+    const PIECE: u64 = self::PIECE as u64;
+    let end = position + (RECORD_LEN as u64 + captured as u64).next_multiple_of(8);
+    let next_piece = (position & !(PIECE - 1)) + PIECE;
+    if end < next_piece { end } else { next_piece }
+}
 
 /// The packet was received, as `epb_flags` counts directions.
 pub const DIRECTION_IN: u8 = 1;
@@ -138,9 +176,9 @@ pub enum Outcome {
     NoSocket = 4,
     /// A hit, but the driver left no room for the header; passed on, not captured.
     NoHeader = 5,
-    /// Copied into this CPU's ring; passed on.
+    /// Copied into this CPU's ring; passed on, or, on the `exclusive` path, dropped.
     Copied = 6,
-    /// A hit, but this CPU's ring was full; passed on, not captured.
+    /// A hit, but this CPU's ring was full; not captured, otherwise the same.
     RingFull = 7,
 }
 
@@ -185,8 +223,6 @@ pub struct Counters {
     pub outcomes: [u64; OUTCOMES],
     /// Per job, by slot.
     pub jobs: [JobCounters; MAX_JOBS],
-    /// Bytes put into the ring since it was last asked how full it is. Of use to the program only.
-    pub unasked: u64,
 }
 
 impl Counters {
@@ -196,12 +232,11 @@ impl Counters {
         outcomes: [0; OUTCOMES],
         jobs: [JobCounters { hits: 0, bytes: 0, no_socket: 0, no_header: 0, ring_full: 0 };
             MAX_JOBS],
-        unasked: 0,
     };
 }
 
 const _: () = assert!(size_of::<JobCounters>() == 40);
-const _: () = assert!(size_of::<Counters>() == 16 + 8 * OUTCOMES + 40 * MAX_JOBS);
+const _: () = assert!(size_of::<Counters>() == 8 + 8 * OUTCOMES + 40 * MAX_JOBS);
 
 /// Names and layouts of what tests and benches run.
 pub mod generator {

@@ -1,6 +1,7 @@
 //! What is compiled for the kernel only.
 
 mod frame;
+mod ring;
 mod state;
 mod tap;
 mod xdp;

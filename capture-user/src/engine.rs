@@ -28,6 +28,7 @@ use std::{
 };
 
 use crossbeam::channel::{Sender, bounded, unbounded};
+use serde::Serialize;
 use thiserror::Error;
 
 use self::{
@@ -43,7 +44,7 @@ pub use self::{
 use crate::{
     disk::DiskReport,
     filter::Direction,
-    nic::NicError,
+    nic::{Interface, NicError},
     placement,
     program::{ProgramLoadError, TapHook, XdpMode},
     socket::{SocketConfig, SocketError},
@@ -73,17 +74,9 @@ pub enum EngineError {
         /// Empty, or what else would do.
         or_ip: &'static str,
     },
-    /// A ring could not be mapped.
-    #[error("mapping a ring of {bytes} bytes for CPU {cpu}")]
-    Ring {
-        /// The CPU.
-        cpu: usize,
-        /// Its size.
-        bytes: u32,
-        /// What the operating system said.
-        #[source]
-        source: io::Error,
-    },
+    /// A worker could not be told to wait for its rings.
+    #[error("waiting for rings")]
+    Rings(#[source] io::Error),
     /// The ring size is out of range.
     #[error("ring size is {0} bytes, but must be a power of two from 1048576 to 1073741824")]
     RingSize(u32),
@@ -132,15 +125,46 @@ pub enum CapturePath {
         /// Size of each CPU's ring, bytes: a power of two.
         ring_bytes: u32,
     },
-    /// Redirected: the host's own stack does not see hits.
+    /// Taken away: the host's own stack does not see hits.
     Exclusive {
         /// Where the XDP program runs.
         xdp: XdpMode,
         /// Take packets although the interface carries an address or a default route.
         mirror_port: bool,
+        /// By what they reach userspace.
+        transport: Transport,
         /// The queues' sockets.
         socket: SocketConfig,
+        /// Or each CPU's ring, bytes: a power of two.
+        ring_bytes: u32,
     },
+}
+
+/// By what hits reach userspace on the `exclusive` path.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Transport {
+    /// `AF_XDP` where the driver writes straight into UMEM, or the sockets' own options are used; otherwise
+    /// BPF rings
+    #[default]
+    Auto,
+    /// A socket per receive queue. Where the driver does not write into UMEM, the kernel copies each packet
+    /// into a frame
+    AfXdp,
+    /// A ring per CPU, into which the kernel program copies one packet behind the other, up to snaplen
+    BpfRing,
+}
+
+impl Transport {
+    /// What is meant on this interface.
+    pub(crate) fn on(self, interface: &Interface, socket: &SocketConfig) -> Self {
+        let zero_copy = interface.features.is_none_or(|features| features.zero_copy);
+        match self {
+            Self::Auto if zero_copy || *socket != SocketConfig::default() => Self::AfXdp,
+            Self::Auto => Self::BpfRing,
+            transport => transport,
+        }
+    }
 }
 
 /// Size of a CPU's ring, bytes: a few milliseconds of a fast interface's traffic in small packets, and

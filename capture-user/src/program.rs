@@ -16,7 +16,7 @@ use std::{
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
-    maps::{Array, ArrayOfMaps, MapData, MapError, PerCpuArray, XskMap},
+    maps::{Array, ArrayOfMaps, Map, MapData, MapError, PerCpuArray, RingBuf, XskMap},
     programs::{
         LinkOrder, Program as AyaProgram, ProgramError, SchedClassifier, TcAttachType, Xdp,
         XdpMode as AyaXdpMode,
@@ -25,7 +25,7 @@ use aya::{
     },
 };
 use capture_ebpf::{
-    abi::{Counters, MAX_CPUS, MAX_JOBS, Switch, maps, programs},
+    abi::{Counters, MAX_CPUS, MAX_JOBS, PIECE, Switch, maps, programs},
     classify::Tables,
 };
 use serde::Serialize;
@@ -36,6 +36,7 @@ use crate::{
     filter::{Direction, Rule, Rules, tables},
     nic::{self, Interface},
     pace::Generations,
+    ring::Ring,
 };
 
 /// A kernel program could not be loaded, attached or told about a job.
@@ -117,6 +118,17 @@ pub enum ProgramLoadError {
     /// More CPUs than the array of rings has room for.
     #[error("CPU {0} is beyond the {WAIT} that the capture program has rings for")]
     TooManyCpus(u32),
+    /// A ring could not be mapped.
+    #[error("mapping a ring of {bytes} bytes for CPU {cpu}")]
+    Ring {
+        /// The CPU.
+        cpu: u32,
+        /// Its size.
+        bytes: u32,
+        /// What the operating system said.
+        #[source]
+        source: io::Error,
+    },
     /// A map could not be read or written.
     #[error("map {map}")]
     Map {
@@ -184,15 +196,20 @@ enum Attached {
     Tc { _link: SchedClassifierLink },
 }
 
-/// An entry of `RINGS` that is no CPU's; writing it makes the kernel wait.
+/// An entry of `BELLS` that is no CPU's; writing it makes the kernel wait.
 const WAIT: u32 = MAX_CPUS as u32 - 1;
 
-/// The part of a ring at which its reader is woken from a sleep, which it sizes by how the ring fills up: for
-/// a burst that begins in one.
-const WAKE_PART: u64 = 4;
+/// Size of a bell: the smallest ring on machines with pages of up to 64 KiB, bytes.
+const BELL: u32 = 64 << 10;
 
-/// The smallest ring on machines with pages of up to 64 KiB, bytes.
-const SMALLEST_RING: u32 = 64 << 10;
+/// The CPUs' rings.
+#[derive(Clone, Copy, Debug)]
+pub struct RingSizes {
+    /// The highest CPU that has one.
+    pub last_cpu: u32,
+    /// Size of each, bytes: a power of two, at least [`PIECE`].
+    pub bytes: u32,
+}
 
 /// The loaded program of one interface.
 pub struct Program {
@@ -203,7 +220,9 @@ pub struct Program {
     dports: Array<MapData, u64>,
     counters: PerCpuArray<MapData, Counters>,
     sockets: XskMap<MapData>,
-    rings: ArrayOfMaps<MapData, MapData>,
+    rings: MapData,
+    positions: MapData,
+    bells: ArrayOfMaps<MapData, MapData>,
     /// What is written to [`WAIT`].
     spare: MapData,
     raw_ip: bool,
@@ -251,18 +270,29 @@ fn refused(error: impl std::error::Error + Send + Sync + 'static) -> ProgramLoad
     }
 }
 
-/// A ring of this many bytes.
-fn ring(bytes: u32) -> Result<MapData, ProgramLoadError> {
+fn bell() -> Result<MapData, ProgramLoadError> {
     const RINGBUF: u32 = aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_RINGBUF as u32;
-    let ring = aya_obj::Map::new_from_params(RINGBUF, 0, 0, bytes, 0);
-    MapData::create(ring, "RING", None).map_err(map_error(maps::RINGS))
+    let ring = aya_obj::Map::new_from_params(RINGBUF, 0, 0, BELL, 0);
+    MapData::create(ring, "BELL", None).map_err(map_error(maps::BELLS))
 }
 
 impl Program {
-    /// Loads the object's maps. A program is loaded when it is first asked for.
-    pub fn load(object: &[u8]) -> Result<Self, ProgramLoadError> {
+    /// Loads the object's maps, with rings if any are wanted. A program is loaded when it is first asked for.
+    pub fn load(object: &[u8], rings: Option<RingSizes>) -> Result<Self, ProgramLoadError> {
         allow_locked_memory();
-        let mut ebpf = EbpfLoader::new().load(object).map_err(|error: EbpfError| refused(error))?;
+        let mut loader = EbpfLoader::new();
+        let mut state = Switch::default();
+        if let Some(RingSizes { last_cpu, bytes }) = rings {
+            if last_cpu >= WAIT {
+                return Err(ProgramLoadError::TooManyCpus(last_cpu));
+            }
+            let pieces = bytes / PIECE as u32;
+            debug_assert!(pieces.is_power_of_two(), "a ring of {bytes} bytes");
+            loader.map_max_entries(maps::RINGS, (last_cpu + 1) * pieces);
+            loader.map_max_entries(maps::POSITIONS, last_cpu + 1);
+            state.ring_bytes = bytes.into();
+        }
+        let mut ebpf = loader.load(object).map_err(|error: EbpfError| refused(error))?;
         // Only a diagnostic build of the object has the map that logs go through.
         if let Err(error) = aya_log::EbpfLogger::init(&mut ebpf) {
             log::trace!("no log of the kernel program: {error}");
@@ -275,7 +305,13 @@ impl Program {
         let counters =
             PerCpuArray::try_from(take(maps::COUNTERS)?).map_err(map_error(maps::COUNTERS))?;
         let sockets = XskMap::try_from(take(maps::SOCKETS)?).map_err(map_error(maps::SOCKETS))?;
-        let rings = ArrayOfMaps::try_from(take(maps::RINGS)?).map_err(map_error(maps::RINGS))?;
+        let mut array = |name| match take(name)? {
+            Map::Array(map) => Ok(map),
+            _ => Err(missing("array", name)),
+        };
+        let rings = array(maps::RINGS)?;
+        let positions = array(maps::POSITIONS)?;
+        let bells = ArrayOfMaps::try_from(take(maps::BELLS)?).map_err(map_error(maps::BELLS))?;
         Ok(Self {
             ebpf,
             switch,
@@ -285,10 +321,12 @@ impl Program {
             counters,
             sockets,
             rings,
-            spare: ring(SMALLEST_RING)?,
+            positions,
+            bells,
+            spare: bell()?,
             raw_ip: false,
             rules: [None; MAX_JOBS],
-            state: Switch::default(),
+            state,
             histories: [const { None }; MAX_JOBS],
             unsettled: false,
             links: Vec::new(),
@@ -298,6 +336,11 @@ impl Program {
     /// The `exclusive` program.
     pub fn exclusive(&mut self) -> Result<&mut Xdp, ProgramLoadError> {
         self.xdp(programs::EXCLUSIVE)
+    }
+
+    /// The program that copies what `exclusive` redirects.
+    pub fn exclusive_copy(&mut self) -> Result<&mut Xdp, ProgramLoadError> {
+        self.xdp(programs::EXCLUSIVE_COPY)
     }
 
     /// The XDP program of the `tap` path.
@@ -335,14 +378,16 @@ impl Program {
         Ok(program)
     }
 
-    /// Attaches `exclusive` and says in which mode. The programs go away with this value, or with
-    /// the process, however that ends.
+    /// Attaches `exclusive`, or what copies into rings instead, and says in which mode. The programs go away
+    /// with this value, or with the process, however that ends.
     pub fn attach_exclusive(
         &mut self,
         interface: &Interface,
         mode: XdpMode,
+        copy: bool,
     ) -> Result<XdpMode, ProgramLoadError> {
-        self.attach_xdp(programs::EXCLUSIVE, interface, mode)
+        let name = if copy { programs::EXCLUSIVE_COPY } else { programs::EXCLUSIVE };
+        self.attach_xdp(name, interface, mode)
     }
 
     /// Attaches the `tap` programs for these directions and says at which hook, and, if that is XDP,
@@ -500,16 +545,14 @@ impl Program {
         self.links.clear();
     }
 
-    /// Makes a ring of this many bytes, a power of two of whole pages, for the packets of a CPU.
-    pub fn add_ring(&mut self, cpu: u32, bytes: u32) -> Result<MapData, ProgramLoadError> {
-        if cpu >= WAIT {
-            return Err(ProgramLoadError::TooManyCpus(cpu));
-        }
-        let ring = ring(bytes)?;
-        let wake_at = u64::from(bytes) / WAKE_PART;
-        self.switch_to(Switch { wake_at, ..self.state })?;
-        self.rings.set(cpu, &ring, 0).map_err(map_error(maps::RINGS))?;
-        Ok(ring)
+    /// The reader of a CPU's ring.
+    pub fn ring(&mut self, cpu: u32) -> Result<Ring, ProgramLoadError> {
+        let bell = bell()?;
+        self.bells.set(cpu, &bell, 0).map_err(map_error(maps::BELLS))?;
+        let bell = RingBuf::try_from(Map::RingBuf(bell)).map_err(map_error(maps::BELLS))?;
+        let bytes = self.state.ring_bytes as u32;
+        Ring::map(&self.rings, &self.positions, bell, cpu, bytes)
+            .map_err(|source| ProgramLoadError::Ring { cpu, bytes, source })
     }
 
     /// Gives the packets of a receive queue to an `AF_XDP` socket.
@@ -567,7 +610,7 @@ impl Program {
     /// kernels that run with `nohz_full` CPUs refuse it.)
     /// <https://github.com/torvalds/linux/commit/1ae80cf31938c8f77c37a29bbe29e7f1cd492be8>
     fn settle(&mut self) -> Result<(), ProgramLoadError> {
-        self.rings.set(WAIT, &self.spare, 0).map_err(map_error(maps::RINGS))?;
+        self.bells.set(WAIT, &self.spare, 0).map_err(map_error(maps::BELLS))?;
         self.unsettled = false;
         Ok(())
     }

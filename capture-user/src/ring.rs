@@ -1,8 +1,4 @@
-//! The readers of the CPUs' BPF ring buffers.
-//!
-//! The kernel maps a ring as a page with the consumer's position, a page with the producer's, and the
-//! data, twice in a row, so that a record that wraps is contiguous all the same.
-//! <https://github.com/torvalds/linux/blob/v6.6/kernel/bpf/ringbuf.c#L96-L124>
+//! The readers of the CPUs' rings.
 //!
 //! Records are handed out where they lie. The consumer's position is published once per batch: the
 //! producer reads it for every packet, and each write to it takes the cache line away from the
@@ -13,12 +9,12 @@ use std::{
     num::NonZeroUsize,
     os::fd::{AsFd as _, BorrowedFd},
     ptr::NonNull,
-    sync::atomic::{AtomicU32, AtomicUsize, Ordering},
+    sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
-use aya::maps::MapData;
-use capture_ebpf::abi::{RECORD_LEN, Record};
+use aya::maps::{MapData, RingBuf};
+use capture_ebpf::abi::{MAX_SNAPLEN, PIECE, Piece, Positions, RECORD_LEN, Record, position_after};
 use nix::sys::{
     epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
     mman::{MapFlags, ProtFlags, mmap, munmap},
@@ -34,15 +30,6 @@ const BATCH: usize = 256;
 
 /// Most bytes in one batch, so that the producer learns of freed room in time.
 pub(crate) const BATCH_BYTES: usize = 256 * 1024;
-
-/// Length of a record's own head: its length and flags, and the offset of its page.
-const HEAD: usize = 8;
-
-/// Set in a record's length while the kernel still writes it.
-const BUSY: u32 = 1 << 31;
-
-/// Set in a record's length when there is nothing in it.
-const DISCARD: u32 = 1 << 30;
 
 /// The time of a packet that is not there.
 const NOTHING: u64 = u64::MAX;
@@ -60,17 +47,46 @@ const OF_CALLER: u64 = 1;
 /// Where a VLAN tag stands in a frame: behind both MAC addresses.
 const TAG_AT: usize = 12;
 
-/// One CPU's ring with its mappings.
+/// A map's memory.
+struct Mapping<T> {
+    start: NonNull<T>,
+    length: NonZeroUsize,
+}
+
+impl<T> Mapping<T> {
+    /// Maps elements of a map from this one on.
+    fn new(map: &MapData, first: usize, count: usize, protection: ProtFlags) -> io::Result<Self> {
+        let length =
+            NonZeroUsize::new(count * size_of::<T>()).ok_or(io::ErrorKind::InvalidInput)?;
+        let offset = libc::off_t::try_from(first * size_of::<T>()).map_err(io::Error::other)?;
+        // SAFETY: a new mapping at an address of the kernel's choice replaces none.
+        let start = unsafe {
+            mmap(None, length, protection, MapFlags::MAP_SHARED, map.fd().as_fd(), offset)
+        }?;
+        Ok(Self { start: start.cast(), length })
+    }
+}
+
+impl<T> Drop for Mapping<T> {
+    fn drop(&mut self) {
+        // SAFETY: mapped in `new` with this length; no reference into it outlives `self`.
+        let _: nix::Result<()> = unsafe { munmap(self.start.cast(), self.length.get()) };
+    }
+}
+
+/// One CPU's ring.
 pub struct Ring {
-    map: MapData,
+    pieces: Mapping<Piece>,
+    /// Those of this ring's CPU are the last.
+    positions: Mapping<Positions>,
+    cpu: usize,
     size: usize,
-    page: usize,
-    consumer: NonNull<AtomicUsize>,
-    producer: NonNull<AtomicUsize>,
-    position: usize,
+    /// Rung by the kernel program when the ring fills up.
+    bell: RingBuf<MapData>,
+    position: u64,
     /// Where what was seen begins and ends.
-    begin: usize,
-    seen: usize,
+    begin: u64,
+    seen: u64,
     /// When the next packet of it came, or [`NOTHING`].
     next_ns: u64,
 }
@@ -79,90 +95,80 @@ pub struct Ring {
 unsafe impl Send for Ring {}
 
 impl Ring {
-    /// Maps the ring of this many bytes.
-    pub fn map(map: MapData, size: u32) -> io::Result<Self> {
-        let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)?.unwrap_or(4096);
-        let page = usize::try_from(page).map_err(io::Error::other)?;
-        let size = size as usize;
-        let length = |bytes| NonZeroUsize::new(bytes).ok_or(io::ErrorKind::InvalidInput);
+    /// Maps the ring of this CPU, of this many bytes, out of the maps for all.
+    pub(crate) fn map(
+        rings: &MapData,
+        positions: &MapData,
+        bell: RingBuf<MapData>,
+        cpu: u32,
+        bytes: u32,
+    ) -> io::Result<Self> {
+        let (cpu, size) = (cpu as usize, bytes as usize);
+        let count = size / PIECE;
+        let pieces = Mapping::new(rings, cpu * count, count, ProtFlags::PROT_READ)?;
         let write = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        let offset = libc::off_t::try_from(page).map_err(io::Error::other)?;
-        // SAFETY: a new mapping at an address of the kernel's choice replaces none.
-        let consumer =
-            unsafe { mmap(None, length(page)?, write, MapFlags::MAP_SHARED, map.fd().as_fd(), 0) }?;
-        // SAFETY: as above; read-only, as the kernel wants it.
-        let producer = unsafe {
-            mmap(
-                None,
-                length(page + 2 * size)?,
-                ProtFlags::PROT_READ,
-                MapFlags::MAP_SHARED,
-                map.fd().as_fd(),
-                offset,
-            )
+        let positions = Mapping::new(positions, 0, cpu + 1, write)?;
+        let mut ring = Self {
+            pieces,
+            positions,
+            cpu,
+            size,
+            bell,
+            position: 0,
+            begin: 0,
+            seen: 0,
+            next_ns: NOTHING,
         };
-        let producer = match producer {
-            Ok(producer) => producer,
-            Err(error) => {
-                // SAFETY: mapped above with this length, and used by nobody yet.
-                let _: nix::Result<()> = unsafe { munmap(consumer, page) };
-                return Err(error.into());
-            }
+        ring.position = ring.consumed().load(Ordering::Acquire);
+        (ring.begin, ring.seen) = (ring.position, ring.position);
+        Ok(ring)
+    }
+
+    fn positions(&self) -> NonNull<Positions> {
+        // SAFETY: the mapping ends with those of this CPU.
+        unsafe { self.positions.start.add(self.cpu) }
+    }
+
+    fn produced(&self) -> u64 {
+        // SAFETY: inside the mapping, which lives as long as `self`.
+        let produced = unsafe { &raw mut (*self.positions().as_ptr()).produced };
+        // SAFETY: as above, and aligned; on both sides it is only accessed as one word.
+        unsafe { AtomicU64::from_ptr(produced) }.load(Ordering::Acquire)
+    }
+
+    fn consumed(&self) -> &AtomicU64 {
+        // SAFETY: as in `produced`.
+        let consumed = unsafe { &raw mut (*self.positions().as_ptr()).consumed };
+        // SAFETY: as in `produced`.
+        unsafe { AtomicU64::from_ptr(consumed) }
+    }
+
+    /// How much has not been read yet, bytes.
+    fn backlog(&self) -> usize {
+        self.produced().saturating_sub(self.position) as usize
+    }
+
+    /// The record at the consumer's position, and its packet's bytes.
+    fn record(&self) -> (Record, &[u8]) {
+        let position = self.position as usize;
+        let piece = position / PIECE & (self.size / PIECE - 1);
+        // SAFETY: the piece is one of the mapping's.
+        let piece = unsafe { self.pieces.start.add(piece) };
+        // SAFETY: a record begins in a piece's first part, and ends in it, too: the kernel writes none that
+        // does not.
+        let place = unsafe { piece.cast::<u8>().add(position % PIECE) };
+        // SAFETY: as above. The kernel program has published a position behind it, so it is complete.
+        let record = unsafe { place.cast::<Record>().read_unaligned() };
+        // SAFETY: as above.
+        let data = unsafe { place.add(RECORD_LEN) };
+        // SAFETY: as above. The program does not write there again before the consumer's position is
+        // published beyond it, which `give_back` does after the last use.
+        let data = unsafe {
+            std::slice::from_raw_parts(data.as_ptr(), record.captured.min(MAX_SNAPLEN) as usize)
         };
-        let consumer = consumer.cast::<AtomicUsize>();
-        // SAFETY: the first word of the consumer's page is its position; pages are aligned.
-        let position = unsafe { consumer.as_ref() }.load(Ordering::Acquire);
-        let (begin, seen, next_ns) = (position, position, NOTHING);
-        let producer = producer.cast();
-        Ok(Self { map, size, page, consumer, producer, position, begin, seen, next_ns })
+        (record, data)
     }
 
-    fn produced(&self) -> usize {
-        // SAFETY: the first word of the producer's page is its position; the mapping lives as long as
-        // `self`.
-        unsafe { self.producer.as_ref() }.load(Ordering::Acquire)
-    }
-
-    /// The address of a position in the data.
-    fn at(&self, position: usize) -> NonNull<u8> {
-        let offset = self.page + (position & (self.size - 1));
-        // SAFETY: the mapping is the page and twice the size.
-        unsafe { self.producer.cast::<u8>().add(offset) }
-    }
-
-    /// The record at the consumer's position: what it holds, unless it was discarded, and how much it
-    /// takes of the ring. `None` while the kernel still writes it.
-    fn record(&self) -> Option<(Option<&[u8]>, usize)> {
-        let head = self.at(self.position).cast::<AtomicU32>();
-        // SAFETY: a record's head is 8-byte aligned and inside the mapping; the kernel stores to it
-        // with release ordering when the record is complete.
-        let length = unsafe { head.as_ref() }.load(Ordering::Acquire);
-        if length & BUSY != 0 {
-            return None;
-        }
-        let bytes = (length & !DISCARD) as usize;
-        let taken = (HEAD + bytes).next_multiple_of(8);
-        if length & DISCARD != 0 {
-            return Some((None, taken));
-        }
-        // SAFETY: the data is mapped twice, so a record is contiguous from any start.
-        let start = unsafe { self.at(self.position).add(HEAD) };
-        // SAFETY: the record is complete, and the kernel does not write there again before the
-        // consumer's position is published beyond it, which `receive` does after the last use.
-        let data = unsafe { std::slice::from_raw_parts(start.as_ptr(), bytes) };
-        Some((Some(data), taken))
-    }
-}
-
-/// Reads what precedes a packet's bytes, and the bytes.
-fn split(data: &[u8]) -> Option<(Record, &[u8])> {
-    let (front, rest) = data.split_first_chunk::<RECORD_LEN>()?;
-    // SAFETY: as many readable bytes as a `Record` has, and any bytes are a valid one.
-    let record = unsafe { front.as_ptr().cast::<Record>().read_unaligned() };
-    Some((record, rest.get(..record.captured as usize)?))
-}
-
-impl Ring {
     /// Takes note of what the kernel has put there by now.
     #[inline]
     fn look(&mut self) {
@@ -174,44 +180,33 @@ impl Ring {
     /// Finds the next packet among what was seen.
     #[inline]
     fn find(&mut self) {
-        self.next_ns = NOTHING;
-        while self.position != self.seen {
-            let Some((data, taken)) = self.record() else { return };
-            if let Some((record, _)) = data.and_then(split) {
-                self.next_ns = record.header.time_ns;
-                return;
-            }
-            self.position = self.position.wrapping_add(taken);
-        }
+        self.next_ns =
+            if self.position < self.seen { self.record().0.header.time_ns } else { NOTHING };
     }
 
     /// Hands over the packet that was found, and finds the next.
     #[inline]
     fn hand_over(&mut self, each: &mut impl FnMut(&Received<'_>)) {
-        let Some((data, taken)) = self.record() else { return };
-        if let Some((record, data)) = data.and_then(split) {
-            let header = record.header;
-            match data.split_at_checked(TAG_AT) {
-                Some((front, rest)) if header.vlan != 0 => {
-                    let tag = header.vlan.to_be_bytes();
-                    each(&Received { header, data: front, rest: &[&tag, rest] });
-                }
-                _ => each(&Received { header, data, rest: &[] }),
+        let (Record { header, captured, .. }, data) = self.record();
+        match data.split_at_checked(TAG_AT) {
+            Some((front, rest)) if header.vlan != 0 => {
+                let tag = header.vlan.to_be_bytes();
+                each(&Received { header, data: front, rest: &[&tag, rest] });
             }
+            _ => each(&Received { header, data, rest: &[] }),
         }
-        self.position = self.position.wrapping_add(taken);
+        self.position = position_after(self.position, captured);
         self.find();
     }
 
     /// Gives back what was taken since the last look; says how many bytes.
     #[inline]
     fn give_back(&mut self) -> usize {
-        let taken = self.position.wrapping_sub(self.begin);
+        let taken = self.position - self.begin;
         if taken > 0 {
-            // SAFETY: the first word of the consumer's page; see `map`.
-            unsafe { self.consumer.as_ref() }.store(self.position, Ordering::Release);
+            self.consumed().store(self.position, Ordering::Release);
         }
-        taken
+        taken as usize
     }
 }
 
@@ -237,7 +232,7 @@ impl Rings {
         for ring in &rings {
             // Only news: what is too young to be taken would end each sleep at once.
             let news = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, OF_RING);
-            epoll.add(ring.map.fd().as_fd(), news)?;
+            epoll.add(ring.bell.as_fd(), news)?;
         }
         Ok(Self { lanes: rings, epoll, is_called: false, taken: 0, nap: SHORTEST_NAP })
     }
@@ -289,11 +284,11 @@ impl Source for Rings {
             while ring.next_ns <= turn && packets < BATCH {
                 ring.hand_over(&mut each);
                 packets += 1;
-                if ring.position.wrapping_sub(begin) + bytes > BATCH_BYTES {
+                if (ring.position - begin) as usize + bytes > BATCH_BYTES {
                     break;
                 }
             }
-            bytes += ring.position.wrapping_sub(begin);
+            bytes += (ring.position - begin) as usize;
         }
         let taken = self.lanes.iter_mut().map(Ring::give_back).sum();
         self.taken += taken;
@@ -301,11 +296,11 @@ impl Source for Rings {
     }
 
     fn backlog(&mut self) -> usize {
-        self.lanes.iter().map(|ring| ring.produced().wrapping_sub(ring.position)).sum()
+        self.lanes.iter().map(Ring::backlog).sum()
     }
 
     fn is_roomy(&mut self) -> bool {
-        self.lanes.iter().all(|ring| ring.produced().wrapping_sub(ring.position) < ring.size / 2)
+        self.lanes.iter().all(|ring| ring.backlog() < ring.size / 2)
     }
 
     fn wait(&mut self, other: BorrowedFd<'_>, timeout: Duration) -> io::Result<Wake> {
@@ -325,21 +320,17 @@ impl Source for Rings {
             Err(error) => return Err(error.into()),
         };
         let called = events[..count].iter().any(|event| event.data() == OF_CALLER);
+        if events[..count].iter().any(|event| event.data() == OF_RING) {
+            for ring in &mut self.lanes {
+                while ring.bell.next().is_some() {}
+            }
+        }
         Ok(if called { Wake::Called } else { Wake::Look })
     }
 
     fn counters(&self) -> io::Result<SourceCounters> {
         // The kernel program counts what it cannot put into a ring, per job.
         Ok(SourceCounters::default())
-    }
-}
-
-impl Drop for Ring {
-    fn drop(&mut self) {
-        // SAFETY: mapped in `map` with this length; no reference into it outlives `self`.
-        let _: nix::Result<()> = unsafe { munmap(self.consumer.cast(), self.page) };
-        // SAFETY: as above.
-        let _: nix::Result<()> = unsafe { munmap(self.producer.cast(), self.page + 2 * self.size) };
     }
 }
 

@@ -45,7 +45,7 @@ drops! {
     /// the driver left no room in front of the packet for the capture header
     no_header,
     /// the CPU's ring was full: the worker was too slow
-    tap_ring_full,
+    bpf_ring_full,
     /// no segment buffer was free: the disk was too slow
     buffer_full,
     /// it came after a limit was reached, before the kernel stopped matching

@@ -12,7 +12,10 @@ use capture_ebpf::{
     },
     classify::Tables,
 };
-use capture_user::filter::{Rules, tables};
+use capture_user::{
+    filter::{Rules, tables},
+    program::RingSizes,
+};
 
 /// The kernel accepts no frame shorter than an Ethernet header for a test run.
 /// `bpf_prog_test_run_xdp` in <https://github.com/torvalds/linux/blob/v6.6/net/bpf/test_run.c>
@@ -68,6 +71,12 @@ pub fn run(program: &Xdp, frame: &[u8]) -> Verdict {
         other => panic!("{other} bytes of metadata"),
     };
     Verdict { action, header, frame: out.split_off(length - frame.len()) }
+}
+
+/// Rings for all CPUs, as small as can be.
+pub fn rings() -> RingSizes {
+    let cpus = std::thread::available_parallelism().unwrap().get() as u32;
+    RingSizes { last_cpu: cpus - 1, bytes: 1 << 20 }
 }
 
 /// A program of the `tap` path.
@@ -270,7 +279,7 @@ impl Kernel {
         self.generation += 1;
         self.tables.set((self.generation & 1) as u32, *tables(rules), 0).unwrap();
         let active = (0..64).filter(|slot| rules[*slot].is_some()).map(|slot| 1 << slot).sum();
-        let switch = Switch { active, generation: self.generation, wake_at: 0 };
+        let switch = Switch { active, generation: self.generation, ring_bytes: 0 };
         self.switch.set(0, switch, 0).unwrap();
     }
 

@@ -14,7 +14,7 @@ use std::{
 use capture_user::{
     engine::{
         self, CapturePath, Engine, EngineConfig, InterfaceConfig, Job, JobSpec, MIN_BUFFER,
-        StartError,
+        RING_BYTES, StartError, Transport,
     },
     filter::Filter,
     program::XdpMode,
@@ -193,7 +193,13 @@ fn each_of_64_jobs_gets_just_its_packets_while_some_come_and_go() {
     let config = EngineConfig {
         interfaces: vec![InterfaceConfig {
             name: veth.right.name.clone(),
-            path: CapturePath::Exclusive { xdp: XdpMode::Auto, mirror_port: false, socket },
+            path: CapturePath::Exclusive {
+                xdp: XdpMode::Auto,
+                mirror_port: false,
+                transport: Transport::AfXdp,
+                socket,
+                ring_bytes: RING_BYTES,
+            },
             promiscuous: true,
         }],
         ..EngineConfig::default()

@@ -55,7 +55,7 @@ const PORT: u16 = 29_999;
 
 /// Rings and buffers that hold all that these tests send, so that nothing is lost however late the
 /// readers get to run.
-const ROOMY: [&str; 4] = ["--tap-ring-size", "64M", "--buffers", "64"];
+const ROOMY: [&str; 4] = ["--bpf-ring-size", "64M", "--buffers", "64"];
 
 /// A UDP frame that tells one from another.
 fn frame(number: u16, length: usize) -> Vec<u8> {
@@ -459,7 +459,7 @@ fn what_a_slow_disk_and_a_stopped_reader_lose_is_counted_and_the_host_gets_every
                 }
             }
         });
-        let tiny = ["--tap-ring-size", "1M", "--buffers", "2", "--buffer-size", "128K"];
+        let tiny = ["--bpf-ring-size", "1M", "--buffers", "2", "--buffer-size", "128K"];
         let capture = Capture::start(tap(&veth.right, &fifo, &tiny));
         // A megabyte a second can be written, and fifty come.
         let mut sent = generator.send_paced(100_000, SECOND / 2);
@@ -477,7 +477,7 @@ fn what_a_slow_disk_and_a_stopped_reader_lose_is_counted_and_the_host_gets_every
 
     assert_eq!((summary.seen(), summary.hits()), (sent, sent));
     assert_eq!(ip_counter(&right, "InDelivers"), sent, "the host got everything");
-    let [ring, buffer] = ["tap_ring_full", "buffer_full"].map(|cause| summary.dropped_by(cause));
+    let [ring, buffer] = ["bpf_ring_full", "buffer_full"].map(|cause| summary.dropped_by(cause));
     println!("{sent} hits = {} written + {ring} ring + {buffer} buffer", summary.written());
     assert!(ring > 0 && summary.written() > 0);
     // What no buffer is free for stays on the ring, and what the ring has no room for is not copied.

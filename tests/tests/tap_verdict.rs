@@ -12,13 +12,13 @@ use capture_ebpf::{
 use capture_user::{
     filter::{Direction, Filter, HostPorts, Rule, Rules, tables},
     program::Program,
-    ring::{Ring, Rings},
+    ring::Rings,
     source::Source as _,
 };
 use fastrand::Rng;
 use tapline_tests::{
     frames::{Frame, OLD_QINQ, QINQ, VLAN},
-    kernel::{Action, Kernel, SHORTEST, Tap, pass, repeat, run},
+    kernel::{Action, Kernel, SHORTEST, Tap, pass, repeat, rings, run},
     privileged,
 };
 
@@ -26,9 +26,6 @@ use crate::{
     property::{Made, filter, hex, made, pick},
     verdict::{Case, cases, filters, outcome, program},
 };
-
-/// Size of the rings of these tests, bytes.
-const RING: u32 = 1 << 20;
 
 /// A program with a ring for each CPU.
 struct Tapped {
@@ -42,10 +39,7 @@ type Copied = (Header, Vec<u8>);
 impl Tapped {
     fn new(mut program: Program) -> Self {
         let cpus = std::thread::available_parallelism().unwrap().get() as u32;
-        let mut ring = |cpu| {
-            let ring = Ring::map(program.add_ring(cpu, RING).unwrap(), RING).unwrap();
-            Rings::new(vec![ring]).unwrap()
-        };
+        let mut ring = |cpu| Rings::new(vec![program.ring(cpu).unwrap()]).unwrap();
         Self { rings: (0..cpus).map(&mut ring).collect(), program }
     }
 
@@ -216,7 +210,7 @@ fn a_frame_whose_tag_is_kept_aside_is_read_as_if_it_stood_there() {
 fn a_job_that_wants_one_direction_gets_no_other() {
     privileged!();
     let frame = Frame::new().fill(100).build();
-    let mut program = Program::load(CAPTURE).unwrap();
+    let mut program = Program::load(CAPTURE, Some(rings())).unwrap();
     let directions = [Direction::In, Direction::Out, Direction::Both];
     for (slot, direction) in directions.into_iter().enumerate() {
         program.insert(slot, Rule { direction, ..Rule::new(Filter::default()) }).unwrap();
@@ -230,7 +224,7 @@ fn a_job_that_wants_one_direction_gets_no_other() {
 #[test]
 fn as_much_is_copied_as_the_most_generous_job_keeps() {
     privileged!();
-    let mut program = Program::load(CAPTURE).unwrap();
+    let mut program = Program::load(CAPTURE, Some(rings())).unwrap();
     let (any, udp) = (Filter::default(), Filter { dport: Some(53), ..Filter::default() });
     for (slot, (filter, snaplen)) in [(any, 100), (udp, 700)].into_iter().enumerate() {
         program.insert(slot, Rule { snaplen, ..Rule::new(filter) }).unwrap();

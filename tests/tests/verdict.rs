@@ -21,7 +21,7 @@ use nix::time::{ClockId, clock_gettime};
 use rustix::net::{AddressFamily, SocketType, socket};
 use tapline_tests::{
     frames::{Frame, OLD_QINQ, QINQ, VLAN},
-    kernel::{Action, SHORTEST, repeat, run},
+    kernel::{Action, SHORTEST, repeat, rings, run},
     privileged,
 };
 
@@ -473,7 +473,7 @@ pub(crate) fn cases() -> Vec<Case> {
 
 /// A program with these jobs in the first slots, all active.
 pub(crate) fn program(filters: impl IntoIterator<Item = Filter>) -> Program {
-    let mut program = Program::load(CAPTURE).unwrap();
+    let mut program = Program::load(CAPTURE, Some(rings())).unwrap();
     for (slot, filter) in filters.into_iter().enumerate() {
         program.insert(slot, Rule::new(filter)).unwrap();
         program.activate(slot).unwrap();
@@ -679,7 +679,7 @@ fn inserting_and_removing_a_job_never_changes_anothers_answers() {
     let answers: Vec<_> =
         cases.iter().map(|case| run(full.exclusive().unwrap(), &case.frame).jobs()).collect();
 
-    let mut program = Program::load(CAPTURE).unwrap();
+    let mut program = Program::load(CAPTURE, None).unwrap();
     let mut present = 0_u64;
     // Every slot comes and goes, in an order that mixes low and high ones.
     let order = (0..filters.len()).map(|n| n * 29 % filters.len());
@@ -752,7 +752,7 @@ fn a_job_that_keeps_one_in_n_keeps_that_many() {
     let frame = udp(v4()).build();
     let any = Filter::default();
     let tcp = Filter { protocol: Some(Protocol(6)), ..any };
-    let mut program = Program::load(CAPTURE).unwrap();
+    let mut program = Program::load(CAPTURE, None).unwrap();
     let jobs = [(any, 1), (any, 2), (any, 10), (any, 1000), (tcp, 2), (any, u32::MAX)];
     for (slot, (filter, n)) in jobs.into_iter().enumerate() {
         let rule = Rule { sample: NonZeroU32::new(n).unwrap(), ..Rule::new(filter) };
@@ -776,7 +776,7 @@ fn a_job_that_keeps_one_in_n_keeps_that_many() {
 fn a_packet_that_sampling_leaves_out_for_each_of_its_jobs_is_counted_as_such() {
     privileged!();
     let frame = udp(v4()).build();
-    let mut program = Program::load(CAPTURE).unwrap();
+    let mut program = Program::load(CAPTURE, None).unwrap();
     for (slot, filter) in [Filter::default(), Filter { dport: Some(DPORT), ..Filter::default() }]
         .into_iter()
         .enumerate()

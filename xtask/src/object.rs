@@ -31,11 +31,22 @@ pub(crate) const OBJECTS: &[Required] = &[
         name: "capture",
         programs: &[
             ("exclusive", "xdp.frags"),
+            ("exclusive_copy", "xdp.frags"),
             ("tap_ingress", "classifier"),
             ("tap_egress", "classifier"),
             ("tap_xdp", "xdp.frags"),
         ],
-        maps: &["SWITCH", "TABLES", "SPORTS", "DPORTS", "COUNTERS", "SOCKETS", "RINGS"],
+        maps: &[
+            "SWITCH",
+            "TABLES",
+            "SPORTS",
+            "DPORTS",
+            "COUNTERS",
+            "SOCKETS",
+            "RINGS",
+            "POSITIONS",
+            "BELLS",
+        ],
     },
     Required {
         name: "generator",

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use capture_user::{
     engine::{
         CapturePath, Engine, EngineConfig, EngineError, InterfaceConfig, Job, JobSpec, StartError,
+        Transport,
     },
     filter::Direction,
     nic,
@@ -37,12 +38,14 @@ impl Engines {
                     hook: TapHook::Auto,
                     direction: Direction::Both,
                     xdp: XdpMode::Auto,
-                    ring_bytes: config.buffers.tap_ring_bytes,
+                    ring_bytes: config.buffers.bpf_ring_bytes,
                 },
                 Mode::Exclusive => CapturePath::Exclusive {
                     xdp: XdpMode::Auto,
                     mirror_port: interface.mirror_port,
+                    transport: Transport::Auto,
                     socket: SocketConfig::default(),
+                    ring_bytes: config.buffers.bpf_ring_bytes,
                 },
             },
             promiscuous: interface.promiscuous,

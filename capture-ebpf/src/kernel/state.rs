@@ -59,19 +59,6 @@ impl Account {
         Some(Self(counters))
     }
 
-    /// Counts bytes that were put into this CPU's ring; says how many they are since `enough` of them were
-    /// last, if they are enough again.
-    #[inline(always)]
-    pub(super) fn filled(&self, bytes: u64, enough: u64) -> Option<u64> {
-        // SAFETY: as in `open`.
-        let unasked = unsafe { &mut (*self.0).unasked };
-        *unasked += bytes;
-        if *unasked < enough {
-            return None;
-        }
-        Some(core::mem::take(unasked))
-    }
-
     /// Says what became of the packet.
     #[inline(always)]
     pub(super) fn close(&self, outcome: Outcome) {
@@ -112,8 +99,8 @@ pub(super) struct Hit {
     pub(super) jobs: u64,
     /// Lowest 8 bits of the tables' generation.
     pub(super) generation: u8,
-    /// Bytes in a ring at which its reader is woken.
-    pub(super) wake_at: u64,
+    /// Size of each CPU's ring, bytes.
+    pub(super) ring_bytes: u64,
     tables: &'static Tables,
 }
 
@@ -124,7 +111,7 @@ pub(super) fn hits<B: Buffer>(
     direction: u8,
     draw: impl FnOnce() -> u32,
 ) -> Result<Hit, Outcome> {
-    let Some(Switch { active, generation, wake_at }) = SWITCH.get(0).copied() else {
+    let Some(Switch { active, generation, ring_bytes }) = SWITCH.get(0).copied() else {
         return Err(Outcome::Idle);
     };
     if active == 0 {
@@ -146,7 +133,7 @@ pub(super) fn hits<B: Buffer>(
     }
     match sample(tables, jobs, draw) {
         0 => Err(Outcome::SampledOut),
-        jobs => Ok(Hit { jobs, generation: generation as u8, wake_at, tables }),
+        jobs => Ok(Hit { jobs, generation: generation as u8, ring_bytes, tables }),
     }
 }
 

@@ -1,7 +1,7 @@
 //! The `exclusive` path.
 
 use aya_ebpf::{
-    bindings::xdp_action::{XDP_PASS, XDP_REDIRECT},
+    bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT},
     helpers::generated::{
         bpf_get_prandom_u32, bpf_ktime_get_ns, bpf_xdp_adjust_head, bpf_xdp_adjust_meta,
         bpf_xdp_get_buff_len,
@@ -13,6 +13,7 @@ use capture_ebpf::abi::{DIRECTION_IN, HEADER_LEN, HEADER_MAGIC, Header, Outcome}
 
 use super::{
     frame::XdpFrame,
+    ring::{Facts, take},
     state::{Account, SOCKETS, hits},
 };
 
@@ -58,6 +59,17 @@ fn exclusive(context: XdpContext) -> u32 {
     };
     account.close_hit(outcome, hit.jobs, length);
     if outcome == Outcome::Redirected { XDP_REDIRECT } else { XDP_PASS }
+}
+
+/// Copies hits into this CPU's ring, where a socket would get a copy, too, and passes everything else.
+#[xdp(frags)]
+#[inline(always)]
+fn exclusive_copy(context: XdpContext) -> u32 {
+    // SAFETY: the context is the program's own.
+    let length = unsafe { bpf_xdp_get_buff_len(context.ctx) } as u32;
+    let queue = Some(context.rx_queue_index());
+    let facts = Facts { length, direction: DIRECTION_IN, vlan: 0, queue };
+    if take(&XdpFrame::new(context.ctx), &facts) { XDP_DROP } else { XDP_PASS }
 }
 
 /// Puts the header in front of the packet: as metadata, or, where the driver keeps none, as the first

@@ -22,7 +22,7 @@ use self::report::{report, watch_job};
 use crate::{
     engine::{
         CapturePath, Ending, Engine, EngineConfig, EngineError, InterfaceConfig, JobSpec,
-        MIN_BUFFER, Opened, StartError, run_synthetic,
+        MIN_BUFFER, Opened, StartError, Transport, run_synthetic,
     },
     filter::{Direction, Filter},
     nic, placement,
@@ -229,11 +229,11 @@ fn engine_config(args: &CaptureArgs) -> Result<EngineConfig, CaptureError> {
             fs::read(path).map_err(|source| CaptureError::Read { path: path.clone(), source })?,
         ),
     };
-    let ring_bytes = u32::try_from(args.tap_ring_size).unwrap_or(0);
+    let ring_bytes = u32::try_from(args.bpf_ring_size).unwrap_or(0);
     if !ring_bytes.is_power_of_two() || !(1 << 20..=1 << 30).contains(&ring_bytes) {
         return usage(format!(
-            "--tap-ring-size is {} bytes, but must be a power of two from {} to {}",
-            args.tap_ring_size,
+            "--bpf-ring-size is {} bytes, but must be a power of two from {} to {}",
+            args.bpf_ring_size,
             1 << 20,
             1 << 30
         ));
@@ -252,7 +252,20 @@ fn engine_config(args: &CaptureArgs) -> Result<EngineConfig, CaptureError> {
             );
         }
         Mode::Exclusive => {
-            CapturePath::Exclusive { xdp: args.xdp, mirror_port: args.mirror_port, socket }
+            if args.transport == Transport::BpfRing && socket != SocketConfig::default() {
+                return usage(
+                    "--transport is bpf-ring, but --ring-size, --umem-frames, --frame-size, --zero-copy, \
+                     --huge-pages, --busy-poll and --no-need-wakeup are of af-xdp"
+                        .into(),
+                );
+            }
+            CapturePath::Exclusive {
+                xdp: args.xdp,
+                mirror_port: args.mirror_port,
+                transport: args.transport,
+                socket,
+                ring_bytes,
+            }
         }
     };
     let interfaces = args

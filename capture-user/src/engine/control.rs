@@ -12,7 +12,7 @@ use capture_ebpf::abi::JobCounters;
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 
 use super::{
-    Ending, Event, Job, JobId, JobSpec, Opened, Progress, QueueProgress, StartError,
+    Ending, Event, Job, JobId, JobSpec, Opened, Progress, QueueProgress, StartError, Transport,
     port::Port,
     running::{Flushes, Lane, Place, Running, since},
 };
@@ -423,7 +423,7 @@ impl Control {
             progress.hits += Amount { packets: hits.hits, bytes: hits.bytes };
             progress.drops.no_socket += hits.no_socket;
             progress.drops.no_header += hits.no_header;
-            progress.drops.tap_ring_full += hits.ring_full;
+            progress.drops.bpf_ring_full += hits.ring_full;
         }
         let mut delivered = 0;
         for lane in &running.lanes {
@@ -445,7 +445,7 @@ impl Control {
         progress.captured.bytes = progress.captured.bytes.saturating_sub(refused.bytes);
         // Includes what is on its way: exact only when the job has ended.
         let lost = progress.hits.packets.saturating_sub(known);
-        if self.ports.iter().any(|port| port.opened.mode == "exclusive") {
+        if self.ports.iter().any(|port| port.opened.transport == Some(Transport::AfXdp)) {
             progress.drops.rx_ring_full = lost;
         }
         progress.latency = self.latency(job, running);

@@ -6,13 +6,13 @@ use capture_ebpf::abi::MAX_QUEUES;
 use crossbeam::channel::Sender;
 use serde::Serialize;
 
-use super::{CapturePath, EngineError, Event, InterfaceConfig};
+use super::{CapturePath, EngineError, Event, InterfaceConfig, Transport};
 use crate::{
     filter::Direction,
     nic::{self, Interface, LinkType},
     placement,
-    program::{Program, TapHook, XdpMode},
-    ring::{Ring, Rings},
+    program::{Program, RingSizes, TapHook, XdpMode},
+    ring::Rings,
     socket::{Socket, SocketConfig},
     source::Source,
     sys,
@@ -29,6 +29,9 @@ pub struct Opened {
     /// Where the `tap` programs are.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hook: Option<TapHook>,
+    /// By what hits reach userspace on the `exclusive` path.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub transport: Option<Transport>,
     /// Where the XDP program runs, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub xdp: Option<XdpMode>,
@@ -44,7 +47,7 @@ pub struct Opened {
     pub raw_ip: bool,
 }
 
-/// "exclusive, native XDP, copy, 2 queues".
+/// "exclusive, native XDP, BPF rings, 2 queues".
 impl std::fmt::Display for Opened {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.mode)?;
@@ -53,8 +56,11 @@ impl std::fmt::Display for Opened {
             (_, Some(xdp)) => write!(f, ", {xdp} XDP")?,
             (None, None) => {}
         }
-        if self.mode == "exclusive" {
-            f.write_str(if self.zero_copy { ", zero-copy" } else { ", copy" })?;
+        match self.transport {
+            Some(Transport::BpfRing) => f.write_str(", BPF rings")?,
+            Some(_) if self.zero_copy => f.write_str(", zero-copy")?,
+            Some(_) => f.write_str(", copy")?,
+            None => {}
         }
         let unit = if self.mode == "exclusive" { "queue" } else { "CPU" };
         let s = if self.queues == 1 { "" } else { "s" };
@@ -92,6 +98,8 @@ struct Opening<'a, 'b> {
     port: usize,
     interface: Interface,
     program: Program,
+    /// CPUs that run now. One that comes online later has no ring: its hits are counted as drops.
+    cpus: Vec<usize>,
     place: &'a mut Place<'b>,
     events: &'a Sender<Event>,
 }
@@ -105,7 +113,24 @@ impl Port {
         events: &Sender<Event>,
     ) -> Result<Self, EngineError> {
         let interface = nic::find(&config.name)?;
-        let program = Program::load(object)?;
+        let cpus = online_cpus();
+        let last_cpu = cpus.last().map_or(0, |cpu| *cpu as u32);
+        let rings = |bytes: u32| {
+            if !bytes.is_power_of_two() || !(1 << 20..=1 << 30).contains(&bytes) {
+                return Err(EngineError::RingSize(bytes));
+            }
+            Ok(RingSizes { last_cpu, bytes })
+        };
+        let rings = match config.path {
+            CapturePath::Tap { ring_bytes, .. } => Some(rings(ring_bytes)?),
+            CapturePath::Exclusive { transport, socket, ring_bytes, .. }
+                if transport.on(&interface, &socket) == Transport::BpfRing =>
+            {
+                Some(rings(ring_bytes)?)
+            }
+            CapturePath::Exclusive { .. } => None,
+        };
+        let program = Program::load(object, rings)?;
         let promiscuous = config.promiscuous.then(|| sys::promiscuous(interface.index));
         let promiscuous = promiscuous.and_then(|result| match result {
             Ok(socket) => Some(socket),
@@ -115,13 +140,15 @@ impl Port {
             }
         });
         let index = interface.index;
-        let opening = Opening { port, interface, program, place, events };
+        let opening = Opening { port, interface, program, cpus, place, events };
         let (opened, program, workers) = match config.path {
-            CapturePath::Tap { hook, direction, xdp, ring_bytes } => {
-                opening.tap(hook, direction, xdp, ring_bytes)?
-            }
-            CapturePath::Exclusive { xdp, mirror_port, socket } => {
-                opening.exclusive(xdp, mirror_port, &socket)?
+            CapturePath::Tap { hook, direction, xdp, .. } => opening.tap(hook, direction, xdp)?,
+            CapturePath::Exclusive { xdp, mirror_port, socket, .. } => {
+                opening.may_be_exclusive(mirror_port)?;
+                match rings {
+                    None => opening.exclusive(xdp, &socket)?,
+                    Some(_) => opening.exclusive_copy(xdp)?,
+                }
             }
         };
         Ok(Self { opened, index, program, workers, gone: false, _promiscuous: promiscuous })
@@ -134,6 +161,7 @@ impl Opening<'_, '_> {
             name: self.interface.name.clone(),
             mode,
             hook: None,
+            transport: None,
             xdp: None,
             zero_copy: false,
             multi_buffer: true,
@@ -157,33 +185,28 @@ impl Opening<'_, '_> {
             .map_err(|source| EngineError::Thread { name, source })
     }
 
+    /// What reads these CPUs' rings.
+    fn rings(&mut self, cpus: &[usize]) -> Result<Rings, EngineError> {
+        let rings: Result<_, _> = cpus.iter().map(|cpu| self.program.ring(*cpu as u32)).collect();
+        Rings::new(rings?).map_err(EngineError::Rings)
+    }
+
     fn tap(
         mut self,
         hook: TapHook,
         direction: Direction,
         xdp: XdpMode,
-        ring_bytes: u32,
     ) -> Result<(Opened, Program, Vec<WorkerLink>), EngineError> {
         if matches!(self.interface.link_type, LinkType::Other(_)) {
             let name = self.interface.name;
             return Err(EngineError::LinkType { name, or_ip: " or IP" });
         }
-        if !ring_bytes.is_power_of_two() || !(1 << 20..=1 << 30).contains(&ring_bytes) {
-            return Err(EngineError::RingSize(ring_bytes));
-        }
         let mut opened = self.opened("tap");
         let mut workers = Vec::new();
-        // Rings first, then the programs that fill them. A CPU that comes online later has none: its
-        // hits are counted as drops.
-        let cpus = online_cpus();
+        // Rings first, then the programs that fill them.
+        let cpus = std::mem::take(&mut self.cpus);
         for group in cpus.chunks(CPUS_PER_WORKER) {
-            let failed = |cpu| move |source| EngineError::Ring { cpu, bytes: ring_bytes, source };
-            let mut rings = Vec::new();
-            for cpu in group {
-                let ring = self.program.add_ring(*cpu as u32, ring_bytes)?;
-                rings.push(Ring::map(ring, ring_bytes).map_err(failed(*cpu))?);
-            }
-            let rings = Rings::new(rings).map_err(failed(group[0]))?;
+            let rings = self.rings(group)?;
             let queues = Queues { first: group[0] as u32, count: group.len() };
             let on = self.place.named.then(|| self.place.cpus.next()).flatten();
             workers.push(self.worker(workers.len(), on, queues, rings)?);
@@ -194,26 +217,52 @@ impl Opening<'_, '_> {
         Ok((opened, self.program, workers))
     }
 
+    fn may_be_exclusive(&self, mirror_port: bool) -> Result<(), EngineError> {
+        if !self.interface.is_ethernet() {
+            let name = self.interface.name.clone();
+            return Err(EngineError::LinkType { name, or_ip: "" });
+        }
+        match self.interface.exclusive_would_cut() {
+            Some(reason) if !mirror_port => Err(EngineError::WouldCut { reason }),
+            _ => Ok(()),
+        }
+    }
+
+    fn exclusive_copy(
+        mut self,
+        xdp: XdpMode,
+    ) -> Result<(Opened, Program, Vec<WorkerLink>), EngineError> {
+        let mut opened = self.opened("exclusive");
+        opened.transport = Some(Transport::BpfRing);
+        opened.queues = self.interface.rx_queues.max(1);
+        let cpus = std::mem::take(&mut self.cpus);
+        // A worker per queue, as far as there are CPUs that queues can be served from. Those are most often
+        // neighbours, so that each is another worker's.
+        let count = cpus.len().min(opened.queues as usize);
+        let mut workers = Vec::new();
+        for first in 0..count {
+            let group: Vec<usize> = cpus.iter().copied().skip(first).step_by(count).collect();
+            let rings = self.rings(&group)?;
+            let on = self.place.cpus.next();
+            let queues = Queues { first: first as u32, count: 1 };
+            workers.push(self.worker(first, on, queues, rings)?);
+        }
+        opened.xdp = Some(self.program.attach_exclusive(&self.interface, xdp, true)?);
+        Ok((opened, self.program, workers))
+    }
+
     fn exclusive(
         mut self,
         xdp: XdpMode,
-        mirror_port: bool,
         config: &SocketConfig,
     ) -> Result<(Opened, Program, Vec<WorkerLink>), EngineError> {
-        if !self.interface.is_ethernet() {
-            return Err(EngineError::LinkType { name: self.interface.name, or_ip: "" });
-        }
-        if let Some(reason) = self.interface.exclusive_would_cut()
-            && !mirror_port
-        {
-            return Err(EngineError::WouldCut { reason });
-        }
         let mut opened = self.opened("exclusive");
+        opened.transport = Some(Transport::AfXdp);
         opened.zero_copy = true;
         opened.queues = self.interface.rx_queues.clamp(1, MAX_QUEUES);
         // First the program, which so far passes everything, then the sockets: some drivers reset
         // their queues when a program is attached.
-        opened.xdp = Some(self.program.attach_exclusive(&self.interface, xdp)?);
+        opened.xdp = Some(self.program.attach_exclusive(&self.interface, xdp, false)?);
         let mut workers = Vec::new();
         for queue in 0..opened.queues {
             let socket = Socket::open(&self.interface.name, queue, config)?;

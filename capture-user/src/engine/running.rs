@@ -163,7 +163,7 @@ impl Running {
                 law.drops.redirect_failed += lost;
                 law.drops.no_socket = place.hits.no_socket;
                 law.drops.no_header = place.hits.no_header;
-                law.drops.tap_ring_full = place.hits.ring_full;
+                law.drops.bpf_ring_full = place.hits.ring_full;
                 law.hits.packets += lost + in_kernel;
                 law.hits.bytes = place.hits.bytes;
                 totals[*first].seen = place.seen;

@@ -10,7 +10,9 @@ use std::{
 };
 
 use capture_user::{
-    engine::{CapturePath, Engine, EngineConfig, InterfaceConfig, Job, JobSpec},
+    engine::{
+        CapturePath, Engine, EngineConfig, InterfaceConfig, Job, JobSpec, RING_BYTES, Transport,
+    },
     filter::{Filter, Protocol},
     program::XdpMode,
     segment::Target,
@@ -32,7 +34,9 @@ pub(crate) fn run(count: usize, interface: &str, folder: &Path) -> Value {
             path: CapturePath::Exclusive {
                 xdp: XdpMode::Auto,
                 mirror_port: false,
+                transport: Transport::Auto,
                 socket: SocketConfig::default(),
+                ring_bytes: RING_BYTES,
             },
             promiscuous: true,
         }],

@@ -6,8 +6,9 @@ use aya::{maps::loaded_maps, programs::loaded_programs};
 use tapline_tests::process::wait_until;
 
 /// The names of our programs and maps, as far as the kernel keeps them (15 bytes).
-const OURS: [&str; 17] = [
+const OURS: [&str; 20] = [
     "exclusive",
+    "exclusive_copy",
     "tap_ingress",
     "tap_egress",
     "tap_xdp",
@@ -22,6 +23,8 @@ const OURS: [&str; 17] = [
     "COUNTERS",
     "SOCKETS",
     "RINGS",
+    "POSITIONS",
+    "BELLS",
     "CONFIG",
     "SENT",
 ];

@@ -34,7 +34,7 @@ const BUCKET: &str = "captures";
 const PORT: u16 = 9000;
 
 const CONFIG: &str = "[recorder]\nenabled = false\n[limits]\nrequest_seconds = 60\n\
-    [buffers]\nper_queue = 64\nbytes = 1048576\ntap_ring_bytes = 67108864\nsegment_bytes = 67108864\n\
+    [buffers]\nper_queue = 64\nbytes = 1048576\nbpf_ring_bytes = 67108864\nsegment_bytes = 67108864\n\
     [spool]\nbytes = 8589934592\ncapture_bytes = 8589934592\n";
 
 /// What came of one capture.

@@ -14,6 +14,7 @@ use super::super::{
     parse::{bytes, duration, whole},
 };
 use crate::{
+    engine::Transport,
     filter::Direction,
     program::{TapHook, XdpMode},
     socket::ZeroCopy,
@@ -123,15 +124,22 @@ pub struct CaptureArgs {
     #[arg(long, value_enum, default_value = "auto", help_heading = "Capture path")]
     pub xdp: XdpMode,
 
+    /// By what packets reach userspace with --mode exclusive
+    #[arg(long, value_enum, default_value = "auto", help_heading = "Capture path")]
+    pub transport: Transport,
+
     /// Whether the driver writes packets straight into UMEM
     #[arg(long, value_enum, default_value = "auto", help_heading = "Capture path")]
     pub zero_copy: ZeroCopy,
 
-    /// Size of each CPU's ring with --mode tap, a power of two from 1M to 1G
-    #[arg(long, value_name = "BYTES", default_value = "8M", value_parser = bytes, help_heading = "Tuning")]
-    pub tap_ring_size: u64,
+    /// Size of each CPU's BPF ring, a power of two from 1M to 1G
+    #[arg(
+        long, value_name = "BYTES", default_value = "8M", value_parser = bytes,
+        alias = "tap-ring-size", help_heading = "Tuning",
+    )]
+    pub bpf_ring_size: u64,
 
-    /// RX ring entries per queue with --mode exclusive, a power of two from 64 to 65536
+    /// RX ring entries of each AF_XDP socket, a power of two from 64 to 65536
     #[arg(
         long, value_name = "N", default_value = "4096", help_heading = "Tuning",
         value_parser = whole::<u32>(64, 65536),

@@ -1,0 +1,177 @@
+//! The CPUs' rings, as the programs write them.
+//!
+//! A CPU has a ring of its own, which only the programs on it write: one that CPUs share collapses under its
+//! lock. The rings lie in an array that userspace maps, for what the kernel's ring buffer has besides, a lock and
+//! two calls for each record, takes a third of what a short packet costs. It only wakes the reader.
+
+use core::{ffi::c_void, hint::black_box, ptr};
+
+use super::{
+    frame::{Skb, XdpFrame},
+    state::{Account, hits},
+};
+use aya_ebpf::{
+    bindings::{BPF_F_MMAPABLE, BPF_RB_FORCE_WAKEUP},
+    btf_maps::{ArrayOfMaps, RingBuf},
+    helpers::generated::{
+        bpf_get_prandom_u32, bpf_get_smp_processor_id, bpf_ktime_get_ns, bpf_ringbuf_discard,
+        bpf_ringbuf_reserve, bpf_skb_load_bytes, bpf_xdp_load_bytes,
+    },
+    macros::{btf_map, map},
+    maps::Array,
+};
+use capture_ebpf::{
+    abi::{
+        HEADER_MAGIC, Header, MAX_CPUS, MAX_SNAPLEN, Outcome, PIECE, Piece, Positions, RECORD_LEN,
+        Record, position_after,
+    },
+    parse::Buffer,
+};
+
+/// Userspace says how many pieces there are.
+#[map]
+static RINGS: Array<Piece> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// And for how many CPUs.
+#[map]
+static POSITIONS: Array<Positions> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+#[btf_map]
+static BELLS: ArrayOfMaps<RingBuf<u64, 4096>, MAX_CPUS> = ArrayOfMaps::new();
+
+/// The part of a ring at which its reader is woken from a sleep, which it sizes by how the ring fills up: for
+/// a burst that begins in one.
+const WAKE_PART: u64 = 4;
+
+/// Length of a VLAN tag.
+const VLAN_LEN: u32 = 4;
+
+/// Where a packet's bytes are copied from.
+pub(super) trait Packet: Buffer {
+    /// Copies the first `length` bytes; false when that failed.
+    fn copy(&self, to: *mut c_void, length: u32) -> bool;
+}
+
+impl Packet for Skb {
+    #[inline(always)]
+    fn copy(&self, to: *mut c_void, length: u32) -> bool {
+        // SAFETY: the caller's record has room for `length` bytes, which the verifier checks.
+        (unsafe { bpf_skb_load_bytes(self.context.cast(), 0, to, length) }) == 0
+    }
+}
+
+impl Packet for XdpFrame {
+    #[inline(always)]
+    fn copy(&self, to: *mut c_void, length: u32) -> bool {
+        // SAFETY: the caller's record has room for `length` bytes, which the verifier checks.
+        (unsafe { bpf_xdp_load_bytes(self.context, 0, to, length) }) == 0
+    }
+}
+
+/// What there is to know of a packet besides its bytes.
+pub(super) struct Facts {
+    pub(super) length: u32,
+    pub(super) direction: u8,
+    /// The VLAN tag that the kernel keeps aside.
+    pub(super) vlan: u32,
+    /// The receive queue; without one, the CPU is said.
+    pub(super) queue: Option<u32>,
+}
+
+/// Copies a hit into this CPU's ring, if there is room; says whether the packet is a hit.
+#[inline(always)]
+pub(super) fn take<P: Packet>(packet: &P, facts: &Facts) -> bool {
+    let Some(account) = Account::open() else { return false };
+    // SAFETY: takes no argument and cannot fail.
+    let draw = || unsafe { bpf_get_prandom_u32() };
+    let hit = match hits(packet, facts.direction, draw) {
+        Ok(hit) => hit,
+        Err(outcome) => {
+            account.close(outcome);
+            return false;
+        }
+    };
+    // What is kept aside was on the wire, too.
+    let original_len = if facts.vlan == 0 { facts.length } else { facts.length + VLAN_LEN };
+    // SAFETY: takes no argument and cannot fail.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    let record = Record {
+        header: Header {
+            magic: HEADER_MAGIC,
+            original_len,
+            // SAFETY: takes no argument and cannot fail.
+            time_ns: unsafe { bpf_ktime_get_ns() },
+            jobs: hit.jobs,
+            queue: facts.queue.unwrap_or(cpu) as u16,
+            direction: facts.direction,
+            generation: hit.generation,
+            vlan: facts.vlan,
+        },
+        captured: facts.length.min(hit.snaplen()),
+        reserved: 0,
+    };
+    let outcome = if append(packet, cpu, &record, hit.ring_bytes).is_some() {
+        Outcome::Copied
+    } else {
+        Outcome::RingFull
+    };
+    account.close_hit(outcome, hit.jobs, u64::from(original_len));
+    true
+}
+
+/// Writes a record, if there is room for it.
+#[inline(always)]
+fn append<P: Packet>(packet: &P, cpu: u32, record: &Record, ring_bytes: u64) -> Option<()> {
+    let positions = POSITIONS.get_ptr_mut(cpu)?;
+    // SAFETY: a map value, alive as long as the program runs. Only this CPU's programs write it; they run
+    // with migration and bottom halves disabled and do not nest.
+    let produced = unsafe { (*positions).produced };
+    // SAFETY: a map value, as above, which the reader may write meanwhile.
+    let consumed = unsafe { ptr::read_volatile(&raw const (*positions).consumed) };
+    let next = position_after(produced, record.captured);
+    if next - consumed > ring_bytes {
+        return None;
+    }
+    let pieces = ring_bytes / PIECE as u64;
+    let piece = u64::from(cpu) * pieces + (produced / PIECE as u64 & (pieces - 1));
+    let piece = RINGS.get_ptr_mut(piece as u32)?.cast::<u8>();
+    // The verifier has to see that the record begins inside the piece. What follows that is then inside, too,
+    // as long as it is no longer than `MAX_SNAPLEN`.
+    let offset = black_box(produced) as usize & (PIECE - 8);
+    // SAFETY: the offset is below the piece's length.
+    let place = unsafe { piece.add(offset) };
+    // SAFETY: there is room for a record behind each offset, which is a multiple of 8, and the reader has done
+    // with what was there: see the comparison above.
+    unsafe { place.cast::<Record>().write(*record) };
+    // The compiler knows the bound and would drop the comparison; the verifier does not, and needs it.
+    let length = black_box(record.captured);
+    // SAFETY: as above.
+    let data = unsafe { place.add(RECORD_LEN) };
+    if length != 0 && (length > MAX_SNAPLEN || !packet.copy(data.cast(), length)) {
+        return None;
+    }
+    // SAFETY: a map value, as above, aligned to 8 bytes. An exchange, for BPF has no store that orders those
+    // before it on every architecture.
+    unsafe { ptr::write_volatile(&raw mut (*positions).produced, next) };
+    let wake_at = consumed + ring_bytes / WAKE_PART;
+    if produced < wake_at && next >= wake_at {
+        ring_bell(cpu);
+    }
+    Some(())
+}
+
+/// Wakes the ring's reader. Otherwise it comes by itself some milliseconds later: a wake-up for each packet would
+/// cost more than the packet.
+#[cold]
+#[inline(always)]
+fn ring_bell(cpu: u32) {
+    let Some(bell) = BELLS.get(cpu) else { return };
+    let bell = ptr::from_ref(bell).cast_mut().cast::<c_void>();
+    // SAFETY: `bell` is a ring buffer: the map holds nothing else.
+    let place = unsafe { bpf_ringbuf_reserve(bell, 8, 0) };
+    // A full one has been rung, and not been heard yet.
+    if !place.is_null() {
+        // SAFETY: reserved above, and discarded once.
+        unsafe { bpf_ringbuf_discard(place, u64::from(BPF_RB_FORCE_WAKEUP)) };
+    }
+}
