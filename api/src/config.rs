@@ -216,13 +216,13 @@ pub struct Buffers {
     pub per_queue: usize,
     pub bytes: usize,
     #[serde(alias = "tap_ring_bytes")]
-    pub bpf_ring_bytes: u32,
+    pub bpf_ring_bytes: Option<u32>,
     pub segment_bytes: u64,
 }
 
 impl Default for Buffers {
     fn default() -> Self {
-        Self { per_queue: 8, bytes: 262_144, bpf_ring_bytes: 8 << 20, segment_bytes: 256 << 20 }
+        Self { per_queue: 8, bytes: 262_144, bpf_ring_bytes: None, segment_bytes: 256 << 20 }
     }
 }
 
@@ -376,8 +376,9 @@ impl Config {
                 return Err(wrong(key, format!("is {value}, but must be from {least} to {most}")));
             }
         }
-        let ring = buffers.bpf_ring_bytes;
-        if !ring.is_power_of_two() || !(1 << 20..=1 << 30).contains(&ring) {
+        if let Some(ring) = buffers.bpf_ring_bytes
+            && !(ring.is_power_of_two() && (1 << 20..=1 << 30).contains(&ring))
+        {
             return Err(wrong(
                 "buffers.bpf_ring_bytes",
                 format!("is {ring}, but must be a power of two from 1048576 to 1073741824"),

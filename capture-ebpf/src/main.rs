@@ -5,7 +5,13 @@
 //! hits into rings instead, and the `tap` programs do so and pass hits on, too.
 //!
 //! On the host this is an empty `main`, so that plain cargo commands work without an eBPF toolchain.
-#![cfg_attr(target_arch = "bpf", no_std, no_main, feature(core_intrinsics), expect(internal_features))]
+#![cfg_attr(
+    target_arch = "bpf",
+    no_std,
+    no_main,
+    feature(core_intrinsics),
+    expect(internal_features)
+)]
 
 #[cfg(target_arch = "bpf")]
 mod kernel;

@@ -171,6 +171,9 @@ impl Transport {
 /// room for many of the largest.
 pub const RING_BYTES: u32 = 8 << 20;
 
+/// The same on the `exclusive` path, whose interface may be as fast as it can.
+pub const EXCLUSIVE_RING_BYTES: u32 = 32 << 20;
+
 impl CapturePath {
     /// The `tap` path as it is without a word.
     pub const TAP: Self = Self::Tap {

@@ -38,7 +38,7 @@ const NOTHING: u64 = u64::MAX;
 const NAP_PART: usize = 8;
 
 /// The shortest nap of a reader, and by how much the next one may be longer.
-const SHORTEST_NAP: Duration = Duration::from_millis(1);
+const SHORTEST_NAP: Duration = Duration::from_micros(250);
 
 /// Who has woken the reader: a ring, or another thread.
 const OF_RING: u64 = 0;

@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use capture_user::{
     engine::{
-        CapturePath, Engine, EngineConfig, EngineError, InterfaceConfig, Job, JobSpec, StartError,
-        Transport,
+        CapturePath, EXCLUSIVE_RING_BYTES, Engine, EngineConfig, EngineError, InterfaceConfig, Job,
+        JobSpec, RING_BYTES, StartError, Transport,
     },
     filter::Direction,
     nic,
@@ -38,14 +38,14 @@ impl Engines {
                     hook: TapHook::Auto,
                     direction: Direction::Both,
                     xdp: XdpMode::Auto,
-                    ring_bytes: config.buffers.bpf_ring_bytes,
+                    ring_bytes: config.buffers.bpf_ring_bytes.unwrap_or(RING_BYTES),
                 },
                 Mode::Exclusive => CapturePath::Exclusive {
                     xdp: XdpMode::Auto,
                     mirror_port: interface.mirror_port,
                     transport: Transport::Auto,
                     socket: SocketConfig::default(),
-                    ring_bytes: config.buffers.bpf_ring_bytes,
+                    ring_bytes: config.buffers.bpf_ring_bytes.unwrap_or(EXCLUSIVE_RING_BYTES),
                 },
             },
             promiscuous: interface.promiscuous,

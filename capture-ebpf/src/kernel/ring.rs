@@ -4,7 +4,12 @@
 //! lock. The rings lie in an array that userspace maps, for what the kernel's ring buffer has besides, a lock and
 //! two calls for each record, takes a third of what a short packet costs. It only wakes the reader.
 
-use core::{ffi::c_void, hint::black_box, intrinsics::{AtomicOrdering, atomic_xchg}, ptr};
+use core::{
+    ffi::c_void,
+    hint::black_box,
+    intrinsics::{AtomicOrdering, atomic_xchg},
+    ptr,
+};
 
 use super::{
     frame::{Skb, XdpFrame},
@@ -152,7 +157,9 @@ fn append<P: Packet>(packet: &P, cpu: u32, record: &Record, ring_bytes: u64) -> 
     }
     // SAFETY: a map value, as above, aligned to 8 bytes. An exchange, for BPF has no store that orders those
     // before it on every architecture.
-    unsafe { atomic_xchg::<u64, { AtomicOrdering::Release }>(&raw mut (*positions).produced, next) };
+    unsafe {
+        atomic_xchg::<u64, { AtomicOrdering::Release }>(&raw mut (*positions).produced, next)
+    };
     let wake_at = consumed + ring_bytes / WAKE_PART;
     if produced < wake_at && next >= wake_at {
         ring_bell(cpu);

@@ -21,8 +21,9 @@ pub use self::args::{CaptureArgs, Mode};
 use self::report::{report, watch_job};
 use crate::{
     engine::{
-        CapturePath, Ending, Engine, EngineConfig, EngineError, InterfaceConfig, JobSpec,
-        MIN_BUFFER, Opened, StartError, Transport, run_synthetic,
+        CapturePath, EXCLUSIVE_RING_BYTES, Ending, Engine, EngineConfig, EngineError,
+        InterfaceConfig, JobSpec, MIN_BUFFER, Opened, RING_BYTES, StartError, Transport,
+        run_synthetic,
     },
     filter::{Direction, Filter},
     nic, placement,
@@ -229,15 +230,20 @@ fn engine_config(args: &CaptureArgs) -> Result<EngineConfig, CaptureError> {
             fs::read(path).map_err(|source| CaptureError::Read { path: path.clone(), source })?,
         ),
     };
-    let ring_bytes = u32::try_from(args.bpf_ring_size).unwrap_or(0);
-    if !ring_bytes.is_power_of_two() || !(1 << 20..=1 << 30).contains(&ring_bytes) {
-        return usage(format!(
-            "--bpf-ring-size is {} bytes, but must be a power of two from {} to {}",
-            args.bpf_ring_size,
-            1 << 20,
-            1 << 30
-        ));
-    }
+    let ring_bytes = match (args.bpf_ring_size, args.mode) {
+        (None, Mode::Tap) => RING_BYTES,
+        (None, Mode::Exclusive) => EXCLUSIVE_RING_BYTES,
+        (Some(size), _) => match u32::try_from(size) {
+            Ok(bytes @ 0x10_0000..=0x4000_0000) if bytes.is_power_of_two() => bytes,
+            _ => {
+                return usage(format!(
+                    "--bpf-ring-size is {size} bytes, but must be a power of two from {} to {}",
+                    1 << 20,
+                    1 << 30
+                ));
+            }
+        },
+    };
     let path = match args.mode {
         Mode::Tap => CapturePath::Tap {
             hook: args.tap_hook,

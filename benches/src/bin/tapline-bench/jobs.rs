@@ -11,7 +11,8 @@ use std::{
 
 use capture_user::{
     engine::{
-        CapturePath, Engine, EngineConfig, InterfaceConfig, Job, JobSpec, RING_BYTES, Transport,
+        CapturePath, EXCLUSIVE_RING_BYTES, Engine, EngineConfig, InterfaceConfig, Job, JobSpec,
+        Transport,
     },
     filter::{Filter, Protocol},
     program::XdpMode,
@@ -36,7 +37,7 @@ pub(crate) fn run(count: usize, interface: &str, folder: &Path) -> Value {
                 mirror_port: false,
                 transport: Transport::Auto,
                 socket: SocketConfig::default(),
-                ring_bytes: RING_BYTES,
+                ring_bytes: EXCLUSIVE_RING_BYTES,
             },
             promiscuous: true,
         }],

@@ -132,12 +132,12 @@ pub struct CaptureArgs {
     #[arg(long, value_enum, default_value = "auto", help_heading = "Capture path")]
     pub zero_copy: ZeroCopy,
 
-    /// Size of each CPU's BPF ring, a power of two from 1M to 1G
+    /// Size of each CPU's BPF ring, a power of two from 1M to 1G [default: 8M, with --mode exclusive 32M]
     #[arg(
-        long, value_name = "BYTES", default_value = "8M", value_parser = bytes,
-        alias = "tap-ring-size", help_heading = "Tuning",
+        long, value_name = "BYTES", value_parser = bytes, alias = "tap-ring-size",
+        help_heading = "Tuning",
     )]
-    pub bpf_ring_size: u64,
+    pub bpf_ring_size: Option<u64>,
 
     /// RX ring entries of each AF_XDP socket, a power of two from 64 to 65536
     #[arg(
