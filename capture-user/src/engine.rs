@@ -172,7 +172,7 @@ impl Transport {
 pub const RING_BYTES: u32 = 8 << 20;
 
 /// The same on the `exclusive` path, whose interface may be as fast as it can.
-pub const EXCLUSIVE_RING_BYTES: u32 = 32 << 20;
+pub const EXCLUSIVE_RING_BYTES: u32 = 16 << 20;
 
 impl CapturePath {
     /// The `tap` path as it is without a word.

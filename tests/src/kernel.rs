@@ -79,7 +79,7 @@ pub fn rings() -> RingSizes {
     RingSizes { last_cpu: cpus - 1, bytes: 1 << 20 }
 }
 
-/// A program of the `tap` path.
+/// A program that copies into rings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tap {
     /// At tc, for what is received.
@@ -88,18 +88,20 @@ pub enum Tap {
     Egress,
     /// At XDP, for what is received.
     Xdp,
+    /// The same of the `exclusive` path, which drops what it copies.
+    Exclusive,
 }
 
 impl Tap {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Ingress, Self::Egress, Self::Xdp];
+    pub const ALL: [Self; 4] = [Self::Ingress, Self::Egress, Self::Xdp, Self::Exclusive];
 
     /// The longest frame that the kernel accepts for a test run: of an skb, what a page has left.
     /// `bpf_test_init` in <https://github.com/torvalds/linux/blob/v6.6/net/bpf/test_run.c>
     pub const fn longest(self) -> usize {
         match self {
             Self::Ingress | Self::Egress => 3500,
-            Self::Xdp => 60_000,
+            Self::Xdp | Self::Exclusive => 60_000,
         }
     }
 
@@ -108,7 +110,7 @@ impl Tap {
     /// `bpf_prog_test_run_skb` in <https://github.com/torvalds/linux/blob/v6.18/net/bpf/test_run.c>
     pub fn accepts(self, frame: &[u8]) -> bool {
         let least = match (self, frame.get(12..14)) {
-            (Self::Xdp, _) => SHORTEST,
+            (Self::Xdp | Self::Exclusive, _) => SHORTEST,
             (_, Some([0x08, 0x00])) => SHORTEST + 20,
             (_, Some([0x86, 0xdd])) => SHORTEST + 40,
             _ => SHORTEST,
@@ -119,14 +121,14 @@ impl Tap {
     /// What its packets' header says.
     pub const fn direction(self) -> u8 {
         match self {
-            Self::Ingress | Self::Xdp => DIRECTION_IN,
+            Self::Ingress | Self::Xdp | Self::Exclusive => DIRECTION_IN,
             Self::Egress => DIRECTION_OUT,
         }
     }
 }
 
-/// Runs a program of the `tap` path on one frame, which must come out as it went in and go on.
-pub fn pass<P>(program: &P, frame: &[u8])
+/// Runs a program that copies on one frame, which must come out as it went in; says whether it goes on.
+pub fn pass<P>(program: &P, frame: &[u8]) -> bool
 where
     P: for<'a> TestRun<Opts<'a> = TestRunOptions<'a>, Result = TestRunResult>,
 {
@@ -139,8 +141,13 @@ where
     let result = program.test_run(options).unwrap();
     assert_eq!(result.data_size_out as usize, frame.len());
     assert!(out == frame, "the frame itself is left alone");
-    // `XDP_PASS`, `TCX_NEXT`
-    assert!(matches!(result.return_value, 2 | u32::MAX), "{}", result.return_value);
+    match result.return_value {
+        // `XDP_PASS`, `TCX_NEXT`
+        2 | u32::MAX => true,
+        // `XDP_DROP`
+        1 => false,
+        other => panic!("the program answers {other}"),
+    }
 }
 
 /// Runs the program many times on one frame, which it must not change; gives the time of one run,
@@ -206,7 +213,7 @@ impl Kernel {
         }
     }
 
-    /// Loads the programs of the `tap` path, too. They have no rings: every hit is one that finds its
+    /// Loads the programs that copy, too. They have no rings: every hit is one that finds its
     /// ring full, which changes nothing of the verdict.
     pub fn load_with_tap() -> Self {
         let mut kernel = Self::load();
@@ -215,33 +222,38 @@ impl Kernel {
                 kernel.ebpf.program_mut(name).unwrap().try_into().unwrap();
             program.load().unwrap();
         }
-        let program: &mut Xdp =
-            kernel.ebpf.program_mut(programs::TAP_XDP).unwrap().try_into().unwrap();
-        program.load().unwrap();
+        for name in [programs::TAP_XDP, programs::EXCLUSIVE_COPY] {
+            let program: &mut Xdp = kernel.ebpf.program_mut(name).unwrap().try_into().unwrap();
+            program.load().unwrap();
+        }
         kernel
     }
 
-    /// The jobs that a program of the `tap` path takes a frame for a hit of: those whose count of
+    /// The jobs that a program that copies takes a frame for a hit of: those whose count of
     /// hits grows.
     pub fn tap(&self, tap: Tap, frame: &[u8]) -> u64 {
         let program = |name| self.ebpf.program(name).unwrap();
         let before = self.hits();
-        match tap {
+        let goes_on = match tap {
             Tap::Ingress => {
                 let program = program(programs::TAP_INGRESS);
-                pass::<SchedClassifier>(program.try_into().unwrap(), frame);
+                pass::<SchedClassifier>(program.try_into().unwrap(), frame)
             }
             Tap::Egress => {
                 let program = program(programs::TAP_EGRESS);
-                pass::<SchedClassifier>(program.try_into().unwrap(), frame);
+                pass::<SchedClassifier>(program.try_into().unwrap(), frame)
             }
             Tap::Xdp => pass::<Xdp>(program(programs::TAP_XDP).try_into().unwrap(), frame),
-        }
+            Tap::Exclusive => {
+                pass::<Xdp>(program(programs::EXCLUSIVE_COPY).try_into().unwrap(), frame)
+            }
+        };
         let mut jobs = 0;
         for (slot, (before, after)) in before.into_iter().zip(self.hits()).enumerate() {
             assert!(after == before || after == before + 1, "{before} hits, then {after}");
             jobs |= (after - before) << slot;
         }
+        assert_eq!(goes_on, tap != Tap::Exclusive || jobs == 0, "{tap:?}");
         jobs
     }
 

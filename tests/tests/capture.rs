@@ -39,6 +39,8 @@ use tapline_tests::{
 };
 use tempfile::tempdir;
 
+use crate::tap::ip_counter;
+
 const SECOND: Duration = Duration::from_secs(1);
 
 /// A ring that holds all that these tests send at once, so that nothing is lost however late the
@@ -98,7 +100,7 @@ fn check_statistics(contents: &Contents, summary: &Summary) {
 }
 
 /// Numbered packets through one capture: each queue has a generator on a CPU of its own.
-fn numbered_packets(queues: u32, xdp: &str) {
+fn numbered_packets(queues: u32, xdp: &str, flags: &[&str]) {
     let (left, right) = (Namespace::new(), Namespace::new());
     let veth = Veth::with(&left, &right, Options { queues, ..Options::default() });
     let folder = tempdir().unwrap();
@@ -108,8 +110,7 @@ fn numbered_packets(queues: u32, xdp: &str) {
         .map(|cpu| Generator::new(&veth.left, template.clone()).pinned(cpu))
         .collect();
 
-    let capture =
-        Capture::start(exclusive(&veth.right, &file, &[&["--xdp", xdp], &ROOMY as &[_]].concat()));
+    let capture = Capture::start(exclusive(&veth.right, &file, &[&["--xdp", xdp], flags].concat()));
     let began = SystemTime::now();
     let sent: u64 = thread::scope(|scope| {
         let threads: Vec<_> = generators
@@ -146,19 +147,61 @@ fn numbered_packets(queues: u32, xdp: &str) {
 #[test]
 fn numbered_packets_on_one_queue_are_each_in_the_file_once() {
     privileged!();
-    numbered_packets(1, "native");
+    numbered_packets(1, "native", &ROOMY);
 }
 
 #[test]
 fn numbered_packets_on_two_queues_are_each_in_the_file_once() {
     privileged!();
-    numbered_packets(2, "native");
+    numbered_packets(2, "native", &ROOMY);
 }
 
 #[test]
 fn numbered_packets_in_generic_mode_are_each_in_the_file_once() {
     privileged!();
-    numbered_packets(1, "generic");
+    numbered_packets(1, "generic", &ROOMY);
+}
+
+#[test]
+fn numbered_packets_through_rings_are_each_in_the_file_once_under_their_queue() {
+    privileged!();
+    for (queues, xdp) in [(1, "native"), (2, "native"), (1, "generic")] {
+        numbered_packets(queues, xdp, &["--transport", "bpf-ring"]);
+    }
+}
+
+#[test]
+fn what_finds_a_ring_full_is_dropped_and_counted_and_the_host_gets_no_hit() {
+    privileged!();
+    let (left, right) = (Namespace::new(), Namespace::new());
+    let veth = Veth::new(&left, &right);
+    let folder = tempdir().unwrap();
+    let file = folder.path().join("full.pcapng");
+    let template = Template { length: 200, ..Template::default() };
+    let generator = Generator::new(&veth.left, template.clone()).pinned(0);
+    let received = || ip_counter(&right, "InReceives");
+    let before = received();
+
+    let capture = Capture::start(exclusive(&veth.right, &file, &["--bpf-ring-size", "1M"]));
+    let mut sent = generator.send_paced(50_000, SECOND / 10);
+    // While the reader is stopped, the ring fills up.
+    capture.signal(Signal::SIGSTOP);
+    sent += generator.send_paced(50_000, SECOND / 2);
+    capture.signal(Signal::SIGCONT);
+    let arrived = veth.settle(sent);
+    let summary = capture.stop().success();
+
+    assert_eq!(summary.interfaces()[0]["transport"], "bpf_ring");
+    assert_eq!(summary.hits(), arrived);
+    let lost = summary.dropped_by("bpf_ring_full");
+    assert!(lost > 0 && summary.written() > 5000, "{summary:?}");
+    assert_eq!(lost, summary.dropped(), "no other cause: {summary:?}");
+    let contents = accepted(&file);
+    check_statistics(&contents, &summary);
+    let stamps: BTreeSet<_> =
+        contents.packets.iter().map(|packet| template.stamp(&packet.data).sequence).collect();
+    assert_eq!(stamps.len() as u64, summary.written(), "each once");
+    assert_eq!(received(), before, "none reached the host's own stack");
 }
 
 /// Injects frames in round after round, and waits until they have been taken in at the other end.

@@ -504,7 +504,8 @@ fn a_driver_without_a_feature_is_named_with_what_works() {
 
     // Without a word, generic mode it is, and that is said, there and in the file.
     let ended = run(exclusive(&bridge, &file, &BRIEF));
-    assert!(ended.stderr.contains("exclusive, generic XDP, copy, 1 queue"), "{}", ended.stderr);
+    let want = "exclusive, generic XDP, BPF rings, 1 queue";
+    assert!(ended.stderr.contains(want), "{}", ended.stderr);
     assert_eq!(ended.success().interfaces()[0]["xdp"], "generic");
     let bytes = fs::read(&file).unwrap();
     assert!(bytes.windows(11).any(|window| window == b"generic XDP"));
@@ -588,7 +589,8 @@ fn a_kernel_without_a_feature_is_named_with_it() {
             "the kernel refused the capture program; `tapline doctor` says what this kernel lacks",
         ),
     ] {
-        let ended = without(call, first, error, exclusive(&veth.right, &file, &BRIEF));
+        let flags = [&BRIEF as &[_], &["--transport", "af-xdp"]].concat();
+        let ended = without(call, first, error, exclusive(&veth.right, &file, &flags));
         assert!(ended.failure().contains(want), "{}", ended.stderr);
         assert!(names(folder.path()).is_empty(), "{want}");
         assert_eq!(attached(&veth.right), [""; 0], "{want}");

@@ -209,12 +209,12 @@ fn the_xdp_hook_is_never_taken_from_another_program_and_tcx_works_beside_it() {
     // The holder asks for what nobody sends, so it passes everything on.
     let holder = Capture::start(exclusive(&veth.right, &file("holder"), &["--dport", "9"]));
     let refused = Capture::spawn(tap(&veth.right, &file("refused"), &["--tap-hook", "xdp"])).wait();
-    let words = format!("{} already runs the XDP program `exclusive`", veth.right.name);
+    let words = format!("{} already runs the XDP program `exclusive_copy`", veth.right.name);
     assert!(refused.failure().contains(&words), "{}", refused.stderr);
     let mut beside = ["auto", "tcx"]
         .map(|hook| Capture::spawn(tap(&veth.right, &file(hook), &["--tap-hook", hook])));
     beside.iter_mut().for_each(Capture::wait_until_ready);
-    assert!(attached(&veth.right).contains(&"xdp exclusive".into()));
+    assert!(attached(&veth.right).contains(&"xdp exclusive_copy".into()));
 
     let (received, sent) = both_ways(&veth, 100);
     assert_eq!(holder.stop().success().hits(), 0);
@@ -420,7 +420,7 @@ fn vlan_tags_that_the_kernel_keeps_aside_stand_in_the_file_where_they_stood() {
 }
 
 /// One of the host's IP counters.
-fn ip_counter(namespace: &Namespace, name: &str) -> u64 {
+pub(crate) fn ip_counter(namespace: &Namespace, name: &str) -> u64 {
     let text = namespace.enter(|| fs::read_to_string("/proc/thread-self/net/snmp").unwrap());
     let mut lines = text.lines().filter_map(|line| line.strip_prefix("Ip: "));
     let (names, values) = (lines.next().unwrap(), lines.next().unwrap());

@@ -1,4 +1,4 @@
-//! The programs of the `tap` path on single frames: the same verdicts as those of `exclusive`, and what
+//! The programs that copy into rings on single frames: the same verdicts as those of `exclusive`, and what
 //! they copy.
 
 use std::{collections::BTreeSet, env, time::Duration};
@@ -43,15 +43,17 @@ impl Tapped {
         Self { rings: (0..cpus).map(&mut ring).collect(), program }
     }
 
-    /// Runs a program on a frame that goes on unchanged; gives what was copied of it.
+    /// Runs a program on a frame that goes on unchanged, or is dropped; gives what was copied of it.
     fn run(&mut self, tap: Tap, frame: &[u8]) -> Option<Copied> {
-        match tap {
+        let goes_on = match tap {
             Tap::Ingress => pass(self.program.tap_ingress().unwrap(), frame),
             Tap::Egress => pass(self.program.tap_egress().unwrap(), frame),
             Tap::Xdp => pass(self.program.tap_xdp().unwrap(), frame),
-        }
+            Tap::Exclusive => pass(self.program.exclusive_copy().unwrap(), frame),
+        };
         let mut copied = self.copied();
         assert!(copied.len() <= 1, "one copy of a packet serves all jobs");
+        assert_eq!(goes_on, tap != Tap::Exclusive || copied.is_empty(), "{tap:?}");
         copied.pop()
     }
 
@@ -61,7 +63,9 @@ impl Tapped {
         for (cpu, ring) in self.rings.iter_mut().enumerate() {
             while ring.backlog() > 0 {
                 ring.receive(|packet| {
-                    assert_eq!(usize::from(packet.header.queue), cpu);
+                    // The CPU, or `exclusive`'s receive queue.
+                    let queue = usize::from(packet.header.queue);
+                    assert!(queue == cpu || queue == 0, "{queue} in CPU {cpu}'s ring");
                     let mut data = packet.data.to_vec();
                     packet.rest.iter().for_each(|part| data.extend_from_slice(part));
                     copied.push((packet.header, data));
@@ -136,7 +140,7 @@ fn host_and_tap_programs_agree_on_random_frames_and_filters() {
     println!("TAPLINE_SEED={seed} repeats this run");
     let rng = &mut Rng::with_seed(seed);
     let mut kernel = Kernel::load_with_tap();
-    let (mut runs, mut pairs, mut matches) = (0, [0; 3], 0);
+    let (mut runs, mut pairs, mut matches) = (0, [0; Tap::ALL.len()], 0);
     for _ in 0..RULE_SETS {
         let mut rules: Rules = [None; MAX_JOBS];
         for _ in 0..pick(rng, &[1, 8, 64, 64]) {
@@ -218,7 +222,7 @@ fn a_job_that_wants_one_direction_gets_no_other() {
     }
     let mut tapped = Tapped::new(program);
     let jobs = Tap::ALL.map(|tap| tapped.run(tap, &frame).unwrap().0.jobs);
-    assert_eq!(jobs, [0b101, 0b110, 0b101]);
+    assert_eq!(jobs, [0b101, 0b110, 0b101, 0b101]);
 }
 
 #[test]
@@ -272,6 +276,7 @@ fn a_hit_that_finds_its_ring_full_goes_on_and_is_counted() {
             Tap::Ingress => repeat(tapped.program.tap_ingress().unwrap(), &frame, TIMES),
             Tap::Egress => repeat(tapped.program.tap_egress().unwrap(), &frame, TIMES),
             Tap::Xdp => repeat(tapped.program.tap_xdp().unwrap(), &frame, TIMES),
+            Tap::Exclusive => repeat(tapped.program.exclusive_copy().unwrap(), &frame, TIMES),
         };
         let after = tapped.program.counters().unwrap();
         let grown = |what| outcome(&after, what) - outcome(&before, what);

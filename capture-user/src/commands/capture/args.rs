@@ -132,7 +132,7 @@ pub struct CaptureArgs {
     #[arg(long, value_enum, default_value = "auto", help_heading = "Capture path")]
     pub zero_copy: ZeroCopy,
 
-    /// Size of each CPU's BPF ring, a power of two from 1M to 1G [default: 8M, with --mode exclusive 32M]
+    /// Size of each CPU's BPF ring, a power of two from 1M to 1G [default: 8M, with --mode exclusive 16M]
     #[arg(
         long, value_name = "BYTES", value_parser = bytes, alias = "tap-ring-size",
         help_heading = "Tuning",
