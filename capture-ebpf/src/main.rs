@@ -10,7 +10,7 @@
     no_std,
     no_main,
     feature(core_intrinsics),
-    expect(internal_features)
+    expect(internal_features, reason = "no stable function makes an exchange for this target")
 )]
 
 #[cfg(target_arch = "bpf")]

@@ -151,7 +151,7 @@ impl Ring {
     /// The record at the consumer's position, and its packet's bytes.
     fn record(&self) -> (Record, &[u8]) {
         let position = self.position as usize;
-        let piece = position / PIECE & (self.size / PIECE - 1);
+        let piece = (position / PIECE) & (self.size / PIECE - 1);
         // SAFETY: the piece is one of the mapping's.
         let piece = unsafe { self.pieces.start.add(piece) };
         // SAFETY: a record begins in a piece's first part, and ends in it, too: the kernel writes none that

@@ -128,17 +128,21 @@ pub(super) fn take<P: Packet>(packet: &P, facts: &Facts) -> bool {
 #[inline(always)]
 fn append<P: Packet>(packet: &P, cpu: u32, record: &Record, ring_bytes: u64) -> Option<()> {
     let positions = POSITIONS.get_ptr_mut(cpu)?;
-    // SAFETY: a map value, alive as long as the program runs. Only this CPU's programs write it; they run
-    // with migration and bottom halves disabled and do not nest.
-    let produced = unsafe { (*positions).produced };
-    // SAFETY: a map value, as above, which the reader may write meanwhile.
-    let consumed = unsafe { ptr::read_volatile(&raw const (*positions).consumed) };
+    // SAFETY: a map value, alive as long as the program runs.
+    let produced_at = unsafe { &raw mut (*positions).produced };
+    // SAFETY: as above.
+    let consumed_at = unsafe { &raw const (*positions).consumed };
+    // SAFETY: as above. Only this CPU's programs write it; they run with migration and bottom halves disabled
+    // and do not nest.
+    let produced = unsafe { *produced_at };
+    // SAFETY: as above; one aligned word, which the reader may write meanwhile.
+    let consumed = unsafe { ptr::read_volatile(consumed_at) };
     let next = position_after(produced, record.captured);
     if next - consumed > ring_bytes {
         return None;
     }
     let pieces = ring_bytes / PIECE as u64;
-    let piece = u64::from(cpu) * pieces + (produced / PIECE as u64 & (pieces - 1));
+    let piece = u64::from(cpu) * pieces + ((produced / PIECE as u64) & (pieces - 1));
     let piece = RINGS.get_ptr_mut(piece as u32)?.cast::<u8>();
     // The verifier has to see that the record begins inside the piece. What follows that is then inside, too,
     // as long as it is no longer than `MAX_SNAPLEN`.
@@ -147,7 +151,7 @@ fn append<P: Packet>(packet: &P, cpu: u32, record: &Record, ring_bytes: u64) -> 
     let place = unsafe { piece.add(offset) };
     // SAFETY: there is room for a record behind each offset, which is a multiple of 8, and the reader has done
     // with what was there: see the comparison above.
-    unsafe { place.cast::<Record>().write(*record) };
+    unsafe { place.cast::<Record>().write_unaligned(*record) };
     // The compiler knows the bound and would drop the comparison; the verifier does not, and needs it.
     let length = black_box(record.captured);
     // SAFETY: as above.
@@ -157,9 +161,7 @@ fn append<P: Packet>(packet: &P, cpu: u32, record: &Record, ring_bytes: u64) -> 
     }
     // SAFETY: a map value, as above, aligned to 8 bytes. An exchange, for BPF has no store that orders those
     // before it on every architecture.
-    unsafe {
-        atomic_xchg::<u64, { AtomicOrdering::Release }>(&raw mut (*positions).produced, next)
-    };
+    unsafe { atomic_xchg::<u64, { AtomicOrdering::Release }>(produced_at, next) };
     let wake_at = consumed + ring_bytes / WAKE_PART;
     if produced < wake_at && next >= wake_at {
         ring_bell(cpu);
