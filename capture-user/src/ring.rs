@@ -154,8 +154,7 @@ impl Ring {
         let piece = (position / PIECE) & (self.size / PIECE - 1);
         // SAFETY: the piece is one of the mapping's.
         let piece = unsafe { self.pieces.start.add(piece) };
-        // SAFETY: a record begins in a piece's first part, and ends in it, too: the kernel writes none that
-        // does not.
+        // SAFETY: a record begins in a piece's first part, and behind that is room for the longest: see `Piece`.
         let place = unsafe { piece.cast::<u8>().add(position % PIECE) };
         // SAFETY: as above. The kernel program has published a position behind it, so it is complete.
         let record = unsafe { place.cast::<Record>().read_unaligned() };

@@ -11,10 +11,6 @@ use core::{
     ptr,
 };
 
-use super::{
-    frame::{Skb, XdpFrame},
-    state::{Account, hits},
-};
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_RB_FORCE_WAKEUP},
     btf_maps::{ArrayOfMaps, RingBuf},
@@ -31,6 +27,11 @@ use capture_ebpf::{
         Record, position_after,
     },
     parse::Buffer,
+};
+
+use super::{
+    frame::{Skb, XdpFrame},
+    state::{Account, hits},
 };
 
 /// Userspace says how many pieces there are.
@@ -132,8 +133,9 @@ fn append<P: Packet>(packet: &P, cpu: u32, record: &Record, ring_bytes: u64) -> 
     let produced_at = unsafe { &raw mut (*positions).produced };
     // SAFETY: as above.
     let consumed_at = unsafe { &raw const (*positions).consumed };
-    // SAFETY: as above. Only this CPU's programs write it; they run with migration and bottom halves disabled
-    // and do not nest.
+    // SAFETY: as above. Only this CPU's programs write it, and they do not nest: XDP and tcx run with bottom halves
+    // disabled, on egress too, in `__dev_queue_xmit` of
+    // <https://github.com/torvalds/linux/blob/v6.6/net/core/dev.c>.
     let produced = unsafe { *produced_at };
     // SAFETY: as above; one aligned word, which the reader may write meanwhile.
     let consumed = unsafe { ptr::read_volatile(consumed_at) };
