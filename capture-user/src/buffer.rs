@@ -128,11 +128,10 @@ impl Buffer {
     pub fn recycle(mut self) {
         self.empty();
         if let Some(home) = self.home.upgrade() {
-            let mut left = Some(self);
-            for tier in &home.tiers {
-                left = left.and_then(|buffer| tier.push(buffer).err());
+            // A pool has room for every buffer that it made.
+            if let Err(buffer) = home.warm.push(self) {
+                drop(home.free.push(buffer));
             }
-            debug_assert!(left.is_none(), "a pool has room for every buffer that it made");
         }
     }
 }
@@ -149,9 +148,10 @@ impl std::fmt::Debug for Buffer {
 /// The buffers of one job on one worker.
 #[derive(Debug)]
 pub struct Pool {
-    /// The free ones: a few that come first, a few more that come next, and the rest, so that a disk that
-    /// keeps up is written from the same few, which the caches hold.
-    tiers: [ArrayQueue<Buffer>; 3],
+    /// Of the free ones, a few that come first, so that a disk that keeps up is written from the same few,
+    /// which the caches hold.
+    warm: ArrayQueue<Buffer>,
+    free: ArrayQueue<Buffer>,
     /// Where its buffers are, and how long.
     places: Vec<(usize, usize)>,
 }
@@ -159,20 +159,15 @@ pub struct Pool {
 /// Least number of buffers.
 const LEAST: usize = 2;
 
-/// Buffers that are used first: one that is filled, and one that is written meanwhile. All that a job needs
-/// that shares the packets with many.
-const HOT: usize = 2;
-
-/// Bytes of the buffers that are used next: about a second-level cache.
+/// Bytes of the buffers that are used first: about a second-level cache.
 const WARM_BYTES: usize = 2 << 20;
 
 impl Pool {
     /// A pool of `count` buffers of `size` bytes, rounded up to whole pages.
     pub fn new(count: usize, size: usize) -> Arc<Self> {
-        let count = count.max(LEAST);
-        let warm = (WARM_BYTES / size.max(1)).clamp(1, count);
-        let tiers = [HOT, warm, count].map(ArrayQueue::new);
-        let mut memory = Pages::several(count, size);
+        let free = ArrayQueue::new(count.max(LEAST));
+        let warm = ArrayQueue::new((WARM_BYTES / size.max(1)).clamp(1, free.capacity()));
+        let mut memory = Pages::several(free.capacity(), size);
         for page in
             memory.iter_mut().flat_map(|pages| pages.bytes_mut().iter_mut().step_by(ALIGNMENT))
         {
@@ -181,22 +176,22 @@ impl Pool {
         }
         let place = |pages: &Pages| (pages.bytes().as_ptr().addr(), pages.bytes().len());
         let places = memory.iter().map(place).collect();
-        let pool = Arc::new(Self { tiers, places });
+        let pool = Arc::new(Self { warm, free, places });
         for pages in memory {
-            pool.buffer(pages).recycle();
+            drop(pool.free.push(pool.buffer(pages)));
         }
         pool
     }
 
     /// How many buffers there are, free or not.
     pub fn capacity(&self) -> usize {
-        self.places.len()
+        self.free.capacity()
     }
 
     /// How many are free.
     #[inline]
     pub(crate) fn available(&self) -> usize {
-        self.tiers.iter().map(ArrayQueue::len).sum()
+        self.warm.len() + self.free.len()
     }
 
     /// Where its buffers are, those that are not free too, and their sizes in bytes.
@@ -219,7 +214,7 @@ impl Pool {
     /// An empty buffer, if one is free.
     #[inline]
     pub fn take(&self) -> Option<Buffer> {
-        self.tiers.iter().find_map(ArrayQueue::pop)
+        self.warm.pop().or_else(|| self.free.pop())
     }
 }
 

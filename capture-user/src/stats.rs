@@ -99,8 +99,7 @@ impl Law {
     }
 }
 
-/// What a worker counts for one job on one queue. Written by the worker only, once per batch or
-/// a few.
+/// What a worker counts for one job on one queue. Written by the worker only, once per batch.
 #[derive(Debug, Default)]
 pub struct QueueCounters(CachePadded<QueueCells>);
 
