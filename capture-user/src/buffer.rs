@@ -128,10 +128,11 @@ impl Buffer {
     pub fn recycle(mut self) {
         self.empty();
         if let Some(home) = self.home.upgrade() {
-            // A pool has room for every buffer that it made.
-            if let Err(buffer) = home.warm.push(self) {
-                drop(home.free.push(buffer));
+            let mut left = Some(self);
+            for tier in &home.tiers {
+                left = left.and_then(|buffer| tier.push(buffer).err());
             }
+            debug_assert!(left.is_none(), "a pool has room for every buffer that it made");
         }
     }
 }
@@ -148,10 +149,9 @@ impl std::fmt::Debug for Buffer {
 /// The buffers of one job on one worker.
 #[derive(Debug)]
 pub struct Pool {
-    /// Of the free ones, a few that come first, so that a disk that keeps up is written from the same few,
-    /// which the caches hold.
-    warm: ArrayQueue<Buffer>,
-    free: ArrayQueue<Buffer>,
+    /// The free ones: a few that come first, a few more that come next, and the rest, so that a disk that
+    /// keeps up is written from the same few, which the caches hold.
+    tiers: [ArrayQueue<Buffer>; 3],
     /// Where its buffers are, and how long.
     places: Vec<(usize, usize)>,
 }
@@ -159,15 +159,20 @@ pub struct Pool {
 /// Least number of buffers.
 const LEAST: usize = 2;
 
-/// Bytes of the buffers that are used first: about a second-level cache.
+/// Buffers that are used first: one that is filled, and one that is written meanwhile. All that a job needs
+/// that shares the packets with many.
+const HOT: usize = 2;
+
+/// Bytes of the buffers that are used next: about a second-level cache.
 const WARM_BYTES: usize = 2 << 20;
 
 impl Pool {
     /// A pool of `count` buffers of `size` bytes, rounded up to whole pages.
     pub fn new(count: usize, size: usize) -> Arc<Self> {
-        let free = ArrayQueue::new(count.max(LEAST));
-        let warm = ArrayQueue::new((WARM_BYTES / size.max(1)).clamp(1, free.capacity()));
-        let mut memory = Pages::several(free.capacity(), size);
+        let count = count.max(LEAST);
+        let warm = (WARM_BYTES / size.max(1)).clamp(1, count);
+        let tiers = [HOT, warm, count].map(ArrayQueue::new);
+        let mut memory = Pages::several(count, size);
         for page in
             memory.iter_mut().flat_map(|pages| pages.bytes_mut().iter_mut().step_by(ALIGNMENT))
         {
@@ -176,22 +181,22 @@ impl Pool {
         }
         let place = |pages: &Pages| (pages.bytes().as_ptr().addr(), pages.bytes().len());
         let places = memory.iter().map(place).collect();
-        let pool = Arc::new(Self { warm, free, places });
+        let pool = Arc::new(Self { tiers, places });
         for pages in memory {
-            drop(pool.free.push(pool.buffer(pages)));
+            pool.buffer(pages).recycle();
         }
         pool
     }
 
     /// How many buffers there are, free or not.
     pub fn capacity(&self) -> usize {
-        self.free.capacity()
+        self.places.len()
     }
 
     /// How many are free.
     #[inline]
     pub(crate) fn available(&self) -> usize {
-        self.warm.len() + self.free.len()
+        self.tiers.iter().map(ArrayQueue::len).sum()
     }
 
     /// Where its buffers are, those that are not free too, and their sizes in bytes.
@@ -214,7 +219,7 @@ impl Pool {
     /// An empty buffer, if one is free.
     #[inline]
     pub fn take(&self) -> Option<Buffer> {
-        self.warm.pop().or_else(|| self.free.pop())
+        self.tiers.iter().find_map(ArrayQueue::pop)
     }
 }
 

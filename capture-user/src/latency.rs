@@ -1,9 +1,9 @@
 //! How late packets are, counted from when the kernel program saw them.
 //!
-//! A worker records the oldest and the newest packet of each batch once the batch is encoded; a disk
-//! thread records those of each buffer once it is written. So percentiles are of these, not of every
-//! packet, and the largest is the largest there was. Each thread has a histogram of its own: nothing is
-//! shared in a loop.
+//! A worker records the oldest and the newest packet of each batch once the batch is encoded (where more than
+//! a few jobs share the packets, of one batch in several); a disk thread records those of each buffer once
+//! it is written. So percentiles are of these, not of every packet. Each thread has a histogram of its own:
+//! nothing is shared in a loop.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

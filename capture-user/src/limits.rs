@@ -2,7 +2,7 @@
 //!
 //! - A packet is written only after it was taken off the budget, so no limit is ever exceeded.
 //! - A worker borrows from the shared budget in small leases and returns what is left of one when its
-//!   batch ends, so the shared counter is touched a few times per batch, not per packet.
+//!   batch ends, or a few, so the shared counter is touched a few times per batch, not per packet.
 //! - A lease is a small share of what is left: the nearer the end, the smaller, down to one packet.
 //! - The packet limit is met exactly. The byte limit ends a job at the first packet that does not fit in
 //!   what no other worker holds just then: at most a few leases short of the limit, and never over it.

@@ -99,7 +99,8 @@ impl Law {
     }
 }
 
-/// What a worker counts for one job on one queue. Written by the worker only, once per batch.
+/// What a worker counts for one job on one queue. Written by the worker only, once per batch or
+/// a few.
 #[derive(Debug, Default)]
 pub struct QueueCounters(CachePadded<QueueCells>);
 

@@ -2,7 +2,7 @@
 //! and no system call but the poll of an empty queue.
 //!
 //! A worker owns its source and, per job, a [`Sink`]. It shares nothing that it writes in the loop;
-//! what others need to know it publishes once per batch.
+//! what others need to know it publishes once per batch, or, where many jobs share the packets, per few.
 
 use std::{
     os::fd::AsFd as _,
@@ -61,6 +61,10 @@ const NICE: i32 = -10;
 /// How late a sleeper may be woken, so that several wake at once, nanoseconds. The kernel's own default is
 /// as long as a nap.
 const TIMER_SLACK_NS: u64 = 5_000;
+
+/// Packets per job that a worker takes before it says what it has counted, while there are more: when each
+/// packet of a batch is another job's, what is done for a job after a batch is done for every packet.
+const SETTLE: usize = 16;
 
 /// How long packets may stay in a buffer that does not fill up, nanoseconds.
 const FLUSH_NS: u64 = 200_000_000;
@@ -294,7 +298,7 @@ impl Sink {
         }
     }
 
-    /// Ends a batch. Says whether the job has just reached a limit.
+    /// Ends a batch, or a few. Says whether the job has just reached a limit.
     pub(crate) fn settle(&mut self) -> bool {
         self.counters.publish(&self.state.totals);
         let Some(limits) = &self.limits else { return false };
@@ -361,6 +365,11 @@ struct Worker<S> {
     clock_at_ns: u64,
     /// Kernel time of the newest packet so far.
     newest_ns: u64,
+    /// Jobs that have had packets since they were last settled, and how many these were.
+    touched: u64,
+    unsettled: usize,
+    /// Kernel times of the last batch's first and last packet.
+    batch_ns: [u64; 2],
     /// When the looks at the queue began that have found it empty since.
     empty_at_ns: u64,
     gone: bool,
@@ -391,6 +400,9 @@ pub(crate) fn spawn<S: Source + 'static>(
         clock: Clock::new(),
         clock_at_ns: monotonic_ns(),
         newest_ns: 0,
+        touched: 0,
+        unsettled: 0,
+        batch_ns: [0; 2],
         empty_at_ns: 0,
         gone: false,
         nap: LONG_NAP,
@@ -431,6 +443,7 @@ impl<S: Source> Worker<S> {
                 self.nap = if S::WAKES { LONG_NAP } else { SHORT_NAP };
                 continue;
             }
+            self.settle();
             match spin.empty() {
                 // The looks that follow see what had been put on the queue by now.
                 Next::First(now_ns) => self.empty_at_ns = now_ns,
@@ -479,12 +492,14 @@ impl<S: Source> Worker<S> {
     fn batch(&mut self) -> usize {
         let Self { source, sinks, clock, .. } = self;
         let mut touched = 0_u64;
+        let mut packets = 0;
         let (mut oldest_ns, mut now_ns) = (0, 0);
         let taken = source.receive(|packet| {
             now_ns = packet.header.time_ns;
-            if touched == 0 {
+            if packets == 0 {
                 oldest_ns = now_ns;
             }
+            packets += 1;
             let utc_ns = clock.utc(now_ns);
             let mut jobs = packet.header.jobs;
             touched |= jobs;
@@ -496,21 +511,12 @@ impl<S: Source> Worker<S> {
                 }
             }
         });
-        let encoded_ns = if touched == 0 { 0 } else { monotonic_ns() };
-        while touched != 0 {
-            let slot = touched.trailing_zeros() as usize;
-            touched &= touched - 1;
-            if let Some(sink) = &mut sinks[slot] {
-                for seen_ns in [oldest_ns, now_ns] {
-                    sink.state.late.note(encoded_ns.saturating_sub(seen_ns));
-                }
-                if sink.settle() {
-                    drop(self.engine.send(Event::Limit { job: sink.job }));
-                }
-                // A busy queue never sleeps, so a quiet job's packets are passed on here.
-                if now_ns.saturating_sub(sink.state.begun_ns) > FLUSH_NS {
-                    sink.pass_on();
-                }
+        if touched != 0 {
+            self.touched |= touched;
+            self.unsettled += packets;
+            self.batch_ns = [oldest_ns, now_ns];
+            if self.unsettled >= SETTLE * self.touched.count_ones() as usize {
+                self.settle();
             }
         }
         self.newest_ns = self.newest_ns.max(now_ns);
@@ -519,6 +525,31 @@ impl<S: Source> Worker<S> {
             self.clock.refresh();
         }
         taken
+    }
+
+    /// Says what was counted of the jobs that have had packets, and sees to what is due.
+    #[inline]
+    fn settle(&mut self) {
+        if self.touched == 0 {
+            return;
+        }
+        self.unsettled = 0;
+        let encoded_ns = monotonic_ns();
+        while self.touched != 0 {
+            let slot = self.touched.trailing_zeros() as usize;
+            self.touched &= self.touched - 1;
+            let Some(sink) = &mut self.sinks[slot] else { continue };
+            for seen_ns in self.batch_ns {
+                sink.state.late.note(encoded_ns.saturating_sub(seen_ns));
+            }
+            if sink.settle() {
+                drop(self.engine.send(Event::Limit { job: sink.job }));
+            }
+            // A busy queue never sleeps, so a quiet job's packets are passed on here.
+            if self.batch_ns[1].saturating_sub(sink.state.begun_ns) > FLUSH_NS {
+                sink.pass_on();
+            }
+        }
     }
 
     /// Before sleeping: passes on what has waited long enough, and says that nothing else is there.
@@ -575,6 +606,7 @@ impl<S: Source> Worker<S> {
     /// Handles every message; false when the thread is to end.
     #[cold]
     fn answer_calls(&mut self) -> bool {
+        self.settle();
         while let Ok(message) = self.mailbox.try_recv() {
             match message {
                 ToWorker::Add { slot, sink, answer } => {
@@ -616,6 +648,7 @@ impl<S: Source> Worker<S> {
             }
             thread::sleep(Duration::from_nanos(ON_THE_WAY_NS / 4));
         }
+        self.settle();
     }
 
     fn finish(&mut self, slot: usize) {
