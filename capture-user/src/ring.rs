@@ -149,19 +149,23 @@ impl Ring {
     }
 
     /// The record at the consumer's position, and its packet's bytes.
-    fn record(&self) -> (Record, &[u8]) {
+    ///
+    /// Lent where it lies: a copy that is read again in other pieces than it was written in waits until all
+    /// that the encoder has written before is in the cache.
+    fn record(&self) -> (&Record, &[u8]) {
         let position = self.position as usize;
         let piece = (position / PIECE) & (self.size / PIECE - 1);
         // SAFETY: the piece is one of the mapping's.
         let piece = unsafe { self.pieces.start.add(piece) };
         // SAFETY: a record begins in a piece's first part, and behind that is room for the longest: see `Piece`.
         let place = unsafe { piece.cast::<u8>().add(position % PIECE) };
-        // SAFETY: as above. The kernel program has published a position behind it, so it is complete.
-        let record = unsafe { place.cast::<Record>().read_unaligned() };
+        // SAFETY: as above; positions are multiples of 8, see `position_after`. The kernel program has
+        // published a position behind it, so it is complete, and does not write there again before the
+        // consumer's position is published beyond it, which `give_back` does after the last use.
+        let record = unsafe { place.cast::<Record>().as_ref() };
         // SAFETY: as above.
         let data = unsafe { place.add(RECORD_LEN) };
-        // SAFETY: as above. The program does not write there again before the consumer's position is
-        // published beyond it, which `give_back` does after the last use.
+        // SAFETY: as above.
         let data = unsafe {
             std::slice::from_raw_parts(data.as_ptr(), record.captured.min(MAX_SNAPLEN) as usize)
         };
@@ -186,7 +190,7 @@ impl Ring {
     /// Hands over the packet that was found, and finds the next.
     #[inline]
     fn hand_over(&mut self, each: &mut impl FnMut(&Received<'_>)) {
-        let (Record { header, captured, .. }, data) = self.record();
+        let (&Record { ref header, captured, .. }, data) = self.record();
         match data.split_at_checked(TAG_AT) {
             Some((front, rest)) if header.vlan != 0 => {
                 let tag = header.vlan.to_be_bytes();

@@ -406,7 +406,7 @@ impl Source for Socket {
             if !first.has_more_frames() {
                 let (header, data) = Self::split(self.bytes(first), newest_ns);
                 newest_ns = newest_ns.max(header.time_ns);
-                each(&Received { header, data, rest: &[] });
+                each(&Received { header: &header, data, rest: &[] });
                 done += 1;
                 continue;
             }
@@ -421,7 +421,7 @@ impl Source for Socket {
             }
             let (header, data) = Self::split(self.bytes(first), newest_ns);
             newest_ns = newest_ns.max(header.time_ns);
-            each(&Received { header, data, rest: &parts[..more] });
+            each(&Received { header: &header, data, rest: &parts[..more] });
             done += more + 1;
         }
         // SAFETY: these frames came from the RX ring of this UMEM, their bytes are lent to nobody any

@@ -13,7 +13,7 @@ pub(crate) const ON_THE_WAY_NS: u64 = 1_000_000;
 #[derive(Debug)]
 pub struct Received<'a> {
     /// What the kernel program says of it.
-    pub header: Header,
+    pub header: &'a Header,
     /// Its bytes, or those of its first buffer.
     pub data: &'a [u8],
     /// The further buffers of a packet that lies in several.

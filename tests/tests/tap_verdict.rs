@@ -68,7 +68,7 @@ impl Tapped {
                     assert!(queue == cpu || queue == 0, "{queue} in CPU {cpu}'s ring");
                     let mut data = packet.data.to_vec();
                     packet.rest.iter().for_each(|part| data.extend_from_slice(part));
-                    copied.push((packet.header, data));
+                    copied.push((*packet.header, data));
                 });
             }
         }

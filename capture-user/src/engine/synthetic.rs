@@ -123,7 +123,7 @@ pub fn run_synthetic(mut spec: JobSpec, stopped: impl Fn() -> bool) -> Result<Su
                 thread::sleep(PAUSE);
                 break;
             }
-            sink.take(&Received { header, data: &data, rest: &[] }, clock.utc(time_ns));
+            sink.take(&Received { header: &header, data: &data, rest: &[] }, clock.utc(time_ns));
         }
         if sink.settle() {
             break Ending::Limit;
