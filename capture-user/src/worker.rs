@@ -201,7 +201,7 @@ impl Sink {
         state.totals.delivered += 1;
         let mut comment = None;
         if let Some(pace) = &mut self.pace {
-            let Some(weight) = pace.draw(&packet.header) else {
+            let Some(weight) = pace.draw(packet.header) else {
                 state.totals.thinned += 1;
                 return;
             };
