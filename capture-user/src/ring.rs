@@ -159,9 +159,10 @@ impl Ring {
         let piece = unsafe { self.pieces.start.add(piece) };
         // SAFETY: a record begins in a piece's first part, and behind that is room for the longest: see `Piece`.
         let place = unsafe { piece.cast::<u8>().add(position % PIECE) };
-        // SAFETY: as above; positions are multiples of 8, see `position_after`. The kernel program has
-        // published a position behind it, so it is complete, and does not write there again before the
-        // consumer's position is published beyond it, which `give_back` does after the last use.
+        // SAFETY: as above. It is aligned: pieces are whole pages, and positions begin at 0 and go on by multiples
+        // of 8, see `position_after`. The kernel program has published a position behind it, so it is complete,
+        // and does not write there again before the consumer's position is published beyond it, which
+        // `give_back` does after the last use. Any bytes are a valid `Record`.
         let record = unsafe { place.cast::<Record>().as_ref() };
         // SAFETY: as above.
         let data = unsafe { place.add(RECORD_LEN) };
