@@ -48,6 +48,12 @@ pub mod maps {
     pub const BELLS: &str = "BELLS";
 }
 
+/// Names of constants that userspace sets when it loads the programs.
+pub mod globals {
+    /// A byte: not 0 where the CPU lets others see its stores in their order.
+    pub const STORES_IN_ORDER: &str = "STORES_IN_ORDER";
+}
+
 /// What the programs read first. In one place, as each lookup costs a packet some nanoseconds; what one write
 /// changes is one word.
 #[repr(C)]

@@ -25,7 +25,7 @@ use aya::{
     },
 };
 use capture_ebpf::{
-    abi::{Counters, MAX_CPUS, MAX_JOBS, PIECE, Switch, maps, programs},
+    abi::{Counters, MAX_CPUS, MAX_JOBS, PIECE, Switch, globals, maps, programs},
     classify::Tables,
 };
 use serde::Serialize;
@@ -281,6 +281,9 @@ impl Program {
     pub fn load(object: &[u8], rings: Option<RingSizes>) -> Result<Self, ProgramLoadError> {
         allow_locked_memory();
         let mut loader = EbpfLoader::new();
+        // Intel's and AMD's memory model, and IBM's; not so ARM's, POWER's or RISC-V's.
+        let stores_in_order = u8::from(cfg!(any(target_arch = "x86_64", target_arch = "s390x")));
+        loader.override_global(globals::STORES_IN_ORDER, &stores_in_order, true);
         let mut state = Switch::default();
         if let Some(RingSizes { last_cpu, bytes }) = rings {
             if last_cpu >= WAIT {

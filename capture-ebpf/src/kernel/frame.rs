@@ -59,6 +59,12 @@ impl XdpFrame {
         let end = unsafe { (*context).data_end } as usize;
         Self { context, data, end }
     }
+
+    /// Where the first piece begins and ends.
+    #[inline(always)]
+    pub(super) fn piece(&self) -> (usize, usize) {
+        (self.data, self.end)
+    }
 }
 
 impl Buffer for XdpFrame {
@@ -101,6 +107,12 @@ impl Skb {
             u32::from(tpid) << 16 | unsafe { (*context).vlan_tci } & 0xffff
         };
         Self { context, data, end, vlan }
+    }
+
+    /// Where the first piece begins and ends.
+    #[inline(always)]
+    pub(super) fn piece(&self) -> (usize, usize) {
+        (self.data, self.end)
     }
 }
 

@@ -68,18 +68,9 @@ impl Account {
 
     /// Says what became of a hit, for the packet and for each of its jobs.
     #[inline(always)]
-    pub(super) fn close_hit(&self, outcome: Outcome, jobs: u64, length: u64) {
+    pub(super) fn close_hit(&self, outcome: Outcome, hit: &Hit, length: u64) {
         self.close(outcome);
-        let mut rest = jobs;
-        // One turn for each job that the packet is a hit of: nearly always one.
-        for _ in 0..MAX_JOBS {
-            if rest == 0 {
-                break;
-            }
-            // LLVM knows that a bit index is below 64 and drops the mask; the verifier does not, and
-            // needs it.
-            let slot = black_box(rest.trailing_zeros()) as usize & (MAX_JOBS - 1);
-            rest &= rest - 1;
+        hit.each_slot(|slot| {
             // SAFETY: as in `open`; the slot is masked to the array's length.
             let job: &mut JobCounters = unsafe { &mut (*self.0).jobs[slot] };
             job.hits += 1;
@@ -90,8 +81,15 @@ impl Account {
                 Outcome::RingFull => job.ring_full += 1,
                 _ => {}
             }
-        }
+        });
     }
+}
+
+/// The lowest job of a set that has one.
+#[inline(always)]
+fn slot_of(jobs: u64) -> usize {
+    // LLVM knows that a bit index is below 64 and drops the mask; the verifier does not, and needs it.
+    black_box(jobs.trailing_zeros()) as usize & (MAX_JOBS - 1)
 }
 
 /// A packet's jobs, and the tables that they were found in.
@@ -102,6 +100,8 @@ pub(super) struct Hit {
     /// Size of each CPU's ring, bytes.
     pub(super) ring_bytes: u64,
     tables: &'static Tables,
+    /// The lowest of the jobs: nearly always the only one, and finding it takes some time.
+    first: usize,
 }
 
 /// The jobs that this packet is a hit of, or the outcome of one that is none's.
@@ -133,7 +133,7 @@ pub(super) fn hits<B: Buffer>(
     }
     match sample(tables, jobs, draw) {
         0 => Err(Outcome::SampledOut),
-        jobs => Ok(Hit { jobs, generation: generation as u8, ring_bytes, tables }),
+        jobs => Ok(Hit { jobs, generation: generation as u8, ring_bytes, tables, first: slot_of(jobs) }),
     }
 }
 
@@ -142,16 +142,21 @@ impl Hit {
     #[inline(always)]
     pub(super) fn snaplen(&self) -> u32 {
         let mut most = 0;
-        let mut rest = self.jobs;
-        for _ in 0..MAX_JOBS {
+        self.each_slot(|slot| most = most.max(self.tables.snaplen[slot]));
+        most
+    }
+
+    /// Calls `each` for each job's slot.
+    #[inline(always)]
+    fn each_slot(&self, mut each: impl FnMut(usize)) {
+        each(self.first & (MAX_JOBS - 1));
+        let mut rest = self.jobs & (self.jobs - 1);
+        for _ in 1..MAX_JOBS {
             if rest == 0 {
                 break;
             }
-            // As in `close_hit`.
-            let slot = black_box(rest.trailing_zeros()) as usize & (MAX_JOBS - 1);
+            each(slot_of(rest));
             rest &= rest - 1;
-            most = most.max(self.tables.snaplen[slot]);
         }
-        most
     }
 }

@@ -57,7 +57,7 @@ fn exclusive(context: XdpContext) -> u32 {
     } else {
         Outcome::NoHeader
     };
-    account.close_hit(outcome, hit.jobs, length);
+    account.close_hit(outcome, &hit, length);
     if outcome == Outcome::Redirected { XDP_REDIRECT } else { XDP_PASS }
 }
 
