@@ -1,10 +1,10 @@
 //! How the parser reads a frame in the kernel.
 
-use core::ffi::c_void;
+use core::{ffi::c_void, hint::cold_path};
 
 use aya_ebpf::{
     bindings::{__sk_buff, xdp_md},
-    helpers::generated::{bpf_skb_load_bytes, bpf_xdp_load_bytes},
+    helpers::generated::{bpf_skb_load_bytes, bpf_xdp_get_buff_len, bpf_xdp_load_bytes},
 };
 use capture_ebpf::parse::{Buffer, Scratch};
 
@@ -35,6 +35,7 @@ fn load<const N: usize>(
         // fill ring.
         return Some(unsafe { &*(at as *const [u8; N]) });
     }
+    cold_path();
     let to = scratch.as_mut_ptr();
     if copy(offset as u32, to.cast(), N as u32) != 0 {
         return None;
@@ -65,6 +66,13 @@ impl XdpFrame {
     pub(super) fn piece(&self) -> (usize, usize) {
         (self.data, self.end)
     }
+
+    /// Length of all pieces, bytes.
+    #[inline(always)]
+    pub(super) fn length(&self) -> u32 {
+        // SAFETY: the context is the program's own.
+        (unsafe { bpf_xdp_get_buff_len(self.context) }) as u32
+    }
 }
 
 impl Buffer for XdpFrame {
@@ -86,8 +94,6 @@ pub(super) struct Skb {
     pub(super) context: *mut __sk_buff,
     data: usize,
     end: usize,
-    /// The VLAN tag that the kernel keeps aside, as in a `Header`.
-    pub(super) vlan: u32,
 }
 
 impl Skb {
@@ -97,22 +103,32 @@ impl Skb {
         let data = unsafe { (*context).data } as usize;
         // SAFETY: as above.
         let end = unsafe { (*context).data_end } as usize;
-        // SAFETY: as above.
-        let vlan = if unsafe { (*context).vlan_present } == 0 {
-            0
-        } else {
-            // SAFETY: as above. The protocol is in network order, the tag in the host's.
-            let tpid = u16::from_be(unsafe { (*context).vlan_proto } as u16);
-            // SAFETY: as above.
-            u32::from(tpid) << 16 | unsafe { (*context).vlan_tci } & 0xffff
-        };
-        Self { context, data, end, vlan }
+        Self { context, data, end }
     }
 
     /// Where the first piece begins and ends.
     #[inline(always)]
     pub(super) fn piece(&self) -> (usize, usize) {
         (self.data, self.end)
+    }
+
+    /// Length of what is in the pieces, bytes.
+    #[inline(always)]
+    pub(super) fn length(&self) -> u32 {
+        // SAFETY: the context is the program's own.
+        unsafe { (*self.context).len }
+    }
+
+    /// The VLAN tag that the kernel keeps aside, as in a `Header`.
+    #[inline(always)]
+    pub(super) fn vlan(&self) -> u32 {
+        if !self.tag_aside() {
+            return 0;
+        }
+        // SAFETY: the context is the program's own. The protocol is in network order, the tag in the host's.
+        let tpid = u16::from_be(unsafe { (*self.context).vlan_proto } as u16);
+        // SAFETY: as above.
+        u32::from(tpid) << 16 | unsafe { (*self.context).vlan_tci } & 0xffff
     }
 }
 
@@ -131,6 +147,7 @@ impl Buffer for Skb {
 
     #[inline(always)]
     fn tag_aside(&self) -> bool {
-        self.vlan != 0
+        // SAFETY: the context is the program's own.
+        unsafe { (*self.context).vlan_present != 0 }
     }
 }

@@ -60,11 +60,27 @@ const VLAN_LEN: u32 = 4;
 
 /// Where a packet's bytes are copied from.
 pub(super) trait Packet: Buffer {
+    /// Length of the bytes, which are in one piece or in several.
+    fn length(&self) -> u32;
+
+    /// The VLAN tag that the kernel keeps aside, as in a `Header`.
+    fn vlan(&self) -> u32;
+
     /// Copies the first `length` bytes; false when that failed.
     fn copy(&self, to: *mut c_void, length: u32) -> bool;
 }
 
 impl Packet for Skb {
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        self.length()
+    }
+
+    #[inline(always)]
+    fn vlan(&self) -> u32 {
+        self.vlan()
+    }
+
     #[inline(always)]
     fn copy(&self, to: *mut c_void, length: u32) -> bool {
         let (data, end) = self.piece();
@@ -76,6 +92,16 @@ impl Packet for Skb {
 }
 
 impl Packet for XdpFrame {
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        self.length()
+    }
+
+    #[inline(always)]
+    fn vlan(&self) -> u32 {
+        0
+    }
+
     #[inline(always)]
     fn copy(&self, to: *mut c_void, length: u32) -> bool {
         let (data, end) = self.piece();
@@ -130,23 +156,18 @@ unsafe fn copy_ends<const N: usize>(data: usize, end: usize, to: *mut u8, length
     true
 }
 
-/// What there is to know of a packet besides its bytes.
-pub(super) struct Facts {
-    pub(super) length: u32,
-    pub(super) direction: u8,
-    /// The VLAN tag that the kernel keeps aside.
-    pub(super) vlan: u32,
-    /// The receive queue; without one, the CPU is said.
-    pub(super) queue: Option<u32>,
-}
-
-/// Copies a hit into this CPU's ring, if there is room; says whether the packet is a hit.
+/// Copies a hit into this CPU's ring, if there is room; says whether the packet is a hit. What is only asked of a
+/// hit is only found out for one. Without a receive queue, the CPU is said.
 #[inline(always)]
-pub(super) fn take<P: Packet>(packet: &P, facts: &Facts) -> bool {
+pub(super) fn take<P: Packet>(
+    packet: &P,
+    direction: u8,
+    queue: impl FnOnce() -> Option<u32>,
+) -> bool {
     let Some(account) = Account::open() else { return false };
     // SAFETY: takes no argument and cannot fail.
     let draw = || unsafe { bpf_get_prandom_u32() };
-    let hit = match hits(packet, facts.direction, draw) {
+    let hit = match hits(packet, direction, draw) {
         Ok(hit) => hit,
         Err(outcome) => {
             account.close(outcome);
@@ -154,7 +175,8 @@ pub(super) fn take<P: Packet>(packet: &P, facts: &Facts) -> bool {
         }
     };
     // What is kept aside was on the wire, too.
-    let original_len = if facts.vlan == 0 { facts.length } else { facts.length + VLAN_LEN };
+    let (length, vlan) = (packet.length(), packet.vlan());
+    let original_len = if vlan == 0 { length } else { length + VLAN_LEN };
     // SAFETY: takes no argument and cannot fail.
     let cpu = unsafe { bpf_get_smp_processor_id() };
     let record = Record {
@@ -164,12 +186,12 @@ pub(super) fn take<P: Packet>(packet: &P, facts: &Facts) -> bool {
             // SAFETY: takes no argument and cannot fail.
             time_ns: unsafe { bpf_ktime_get_ns() },
             jobs: hit.jobs,
-            queue: facts.queue.unwrap_or(cpu) as u16,
-            direction: facts.direction,
+            queue: queue().unwrap_or(cpu) as u16,
+            direction,
             generation: hit.generation,
-            vlan: facts.vlan,
+            vlan,
         },
-        captured: facts.length.min(hit.snaplen()),
+        captured: length.min(hit.snaplen()),
         reserved: 0,
     };
     let outcome = if append(packet, cpu, &record, hit.ring_bytes).is_some() {

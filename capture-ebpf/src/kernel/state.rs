@@ -1,6 +1,6 @@
 //! The maps, and how the programs read and count in them.
 
-use core::hint::black_box;
+use core::hint::{black_box, cold_path};
 
 use aya_ebpf::{
     macros::map,
@@ -115,6 +115,7 @@ pub(super) fn hits<B: Buffer>(
         return Err(Outcome::Idle);
     };
     if active == 0 {
+        cold_path();
         return Err(Outcome::Idle);
     }
     let tables = TABLES.get((generation & 1) as u32).ok_or(Outcome::Idle)?;
@@ -133,7 +134,9 @@ pub(super) fn hits<B: Buffer>(
     }
     match sample(tables, jobs, draw) {
         0 => Err(Outcome::SampledOut),
-        jobs => Ok(Hit { jobs, generation: generation as u8, ring_bytes, tables, first: slot_of(jobs) }),
+        jobs => {
+            Ok(Hit { jobs, generation: generation as u8, ring_bytes, tables, first: slot_of(jobs) })
+        }
     }
 }
 
@@ -155,6 +158,7 @@ impl Hit {
             if rest == 0 {
                 break;
             }
+            cold_path();
             each(slot_of(rest));
             rest &= rest - 1;
         }

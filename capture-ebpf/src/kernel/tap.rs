@@ -2,7 +2,6 @@
 
 use aya_ebpf::{
     bindings::{TC_ACT_UNSPEC, xdp_action::XDP_PASS},
-    helpers::generated::bpf_xdp_get_buff_len,
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},
 };
@@ -10,7 +9,7 @@ use capture_ebpf::abi::{DIRECTION_IN, DIRECTION_OUT};
 
 use super::{
     frame::{Skb, XdpFrame},
-    ring::{Facts, take},
+    ring::take,
 };
 
 // Each is one program, without a call of another function: a call is a part of what a packet costs.
@@ -28,11 +27,7 @@ fn tap_egress(context: TcContext) -> i32 {
 
 #[inline(always)]
 fn tap_skb(context: &TcContext, direction: u8) -> i32 {
-    let skb = context.skb.skb;
-    // SAFETY: the context is the program's own.
-    let length = unsafe { (*skb).len };
-    let packet = Skb::new(skb);
-    take(&packet, &Facts { length, direction, vlan: packet.vlan, queue: None });
+    take(&Skb::new(context.skb.skb), direction, || None);
     // The packet goes on to the next program, or the stack: with tcx this is `TCX_NEXT`.
     // https://github.com/torvalds/linux/blob/v6.6/include/uapi/linux/bpf.h#L6313-L6320
     TC_ACT_UNSPEC
@@ -42,9 +37,6 @@ fn tap_skb(context: &TcContext, direction: u8) -> i32 {
 #[xdp(frags)]
 #[inline(always)]
 fn tap_xdp(context: XdpContext) -> u32 {
-    // SAFETY: the context is the program's own.
-    let length = unsafe { bpf_xdp_get_buff_len(context.ctx) } as u32;
-    let facts = Facts { length, direction: DIRECTION_IN, vlan: 0, queue: None };
-    take(&XdpFrame::new(context.ctx), &facts);
+    take(&XdpFrame::new(context.ctx), DIRECTION_IN, || None);
     XDP_PASS
 }

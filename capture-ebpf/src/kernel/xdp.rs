@@ -4,7 +4,6 @@ use aya_ebpf::{
     bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT},
     helpers::generated::{
         bpf_get_prandom_u32, bpf_ktime_get_ns, bpf_xdp_adjust_head, bpf_xdp_adjust_meta,
-        bpf_xdp_get_buff_len,
     },
     macros::xdp,
     programs::XdpContext,
@@ -13,7 +12,7 @@ use capture_ebpf::abi::{DIRECTION_IN, HEADER_LEN, HEADER_MAGIC, Header, Outcome}
 
 use super::{
     frame::XdpFrame,
-    ring::{Facts, take},
+    ring::take,
     state::{Account, SOCKETS, hits},
 };
 
@@ -25,7 +24,8 @@ fn exclusive(context: XdpContext) -> u32 {
     };
     // SAFETY: takes no argument and cannot fail.
     let draw = || unsafe { bpf_get_prandom_u32() };
-    let hit = match hits(&XdpFrame::new(context.ctx), DIRECTION_IN, draw) {
+    let frame = XdpFrame::new(context.ctx);
+    let hit = match hits(&frame, DIRECTION_IN, draw) {
         Ok(hit) => hit,
         Err(outcome) => {
             account.close(outcome);
@@ -33,12 +33,11 @@ fn exclusive(context: XdpContext) -> u32 {
         }
     };
 
-    // SAFETY: the context is the program's own.
-    let length = unsafe { bpf_xdp_get_buff_len(context.ctx) };
+    let length = frame.length();
     let queue = context.rx_queue_index();
     let header = Header {
         magic: HEADER_MAGIC,
-        original_len: length as u32,
+        original_len: length,
         // SAFETY: takes no argument and cannot fail.
         time_ns: unsafe { bpf_ktime_get_ns() },
         jobs: hit.jobs,
@@ -57,7 +56,7 @@ fn exclusive(context: XdpContext) -> u32 {
     } else {
         Outcome::NoHeader
     };
-    account.close_hit(outcome, &hit, length);
+    account.close_hit(outcome, &hit, u64::from(length));
     if outcome == Outcome::Redirected { XDP_REDIRECT } else { XDP_PASS }
 }
 
@@ -65,11 +64,8 @@ fn exclusive(context: XdpContext) -> u32 {
 #[xdp(frags)]
 #[inline(always)]
 fn exclusive_copy(context: XdpContext) -> u32 {
-    // SAFETY: the context is the program's own.
-    let length = unsafe { bpf_xdp_get_buff_len(context.ctx) } as u32;
-    let queue = Some(context.rx_queue_index());
-    let facts = Facts { length, direction: DIRECTION_IN, vlan: 0, queue };
-    if take(&XdpFrame::new(context.ctx), &facts) { XDP_DROP } else { XDP_PASS }
+    let queue = || Some(context.rx_queue_index());
+    if take(&XdpFrame::new(context.ctx), DIRECTION_IN, queue) { XDP_DROP } else { XDP_PASS }
 }
 
 /// Puts the header in front of the packet: as metadata, or, where the driver keeps none, as the first

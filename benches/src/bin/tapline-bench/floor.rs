@@ -22,7 +22,7 @@ use aya::{
 };
 use capture_ebpf::{
     GENERATOR,
-    abi::generator::{DROP, LOOK_ON, RECEIVE, SOCKETS},
+    abi::generator::{DROP, LOOK_ON, PASS, RECEIVE, SOCKETS},
 };
 use capture_user::{
     socket::{Socket, SocketConfig},
@@ -55,8 +55,10 @@ pub(crate) enum Floor {
     Receive,
     /// Receives, and reads every byte.
     Read,
-    /// Lets everything go on to the host's stack.
+    /// Lets everything go on to the host's stack, at tcx.
     LookOn,
+    /// The same at XDP.
+    Pass,
 }
 
 /// Signals that end a floor; blocked in all its threads.
@@ -95,13 +97,21 @@ pub(crate) fn run(floor: Floor, interface: &str, progress: &Path) -> Value {
                 ebpf.program_mut(LOOK_ON).unwrap().try_into().unwrap();
             program.load().unwrap();
             program.attach(interface, TcAttachType::Ingress).unwrap();
-            eprintln!("capturing on {interface}: looking on");
-            signals.wait().unwrap();
-            law(0, 0, &json!({}))
+            look_on(interface, signals)
+        }
+        Floor::Pass => {
+            attach(&mut ebpf, PASS, interface);
+            look_on(interface, signals)
         }
         Floor::Receive => receive(&mut ebpf, interface, signals, progress, false),
         Floor::Read => receive(&mut ebpf, interface, signals, progress, true),
     }
+}
+
+fn look_on(interface: &str, signals: SigSet) -> Value {
+    eprintln!("capturing on {interface}: looking on");
+    signals.wait().unwrap();
+    law(0, 0, &json!({}))
 }
 
 fn law(hits: u64, written: u64, drops: &Value) -> Value {

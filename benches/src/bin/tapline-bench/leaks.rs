@@ -6,7 +6,7 @@ use aya::{maps::loaded_maps, programs::loaded_programs};
 use tapline_tests::process::wait_until;
 
 /// The names of our programs and maps, as far as the kernel keeps them (15 bytes).
-const OURS: [&str; 20] = [
+const OURS: [&str; 21] = [
     "exclusive",
     "exclusive_copy",
     "tap_ingress",
@@ -16,6 +16,7 @@ const OURS: [&str; 20] = [
     "drop",
     "receive",
     "look_on",
+    "pass",
     "SWITCH",
     "TABLES",
     "SPORTS",

@@ -305,7 +305,7 @@ fn measure(args: &Args, folder: &Path, results: &mut Results) {
                 let load = Load { one_percent: true, ..load };
                 let filtering = tools.iter().copied().filter(|tool| tool.filters());
                 let watchers: Vec<_> =
-                    [Tool::Nobody, Tool::LookOn].into_iter().chain(filtering).collect();
+                    [Tool::Nobody, Tool::LookOn, Tool::Pass].into_iter().chain(filtering).collect();
                 for tool in rotated(&watchers, round) {
                     if wants(What::OnePercent) && size != Size::Imix && queues == 1 {
                         push(Part::Closed, load, windows.closed(tool, load, folder, args.seconds));

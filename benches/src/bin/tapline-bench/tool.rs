@@ -34,6 +34,8 @@ pub(crate) enum Tool {
     Nobody,
     /// Floor: a tc program that lets every packet go on, and does nothing else
     LookOn,
+    /// Floor: an XDP program that does the same
+    Pass,
     /// Floor: an XDP program that drops
     Drop,
     /// Floor: a bare `AF_XDP` loop that gives frames back
@@ -84,6 +86,7 @@ impl Tool {
         match self {
             Self::Nobody => "nobody",
             Self::LookOn => "tcx, nothing (floor)",
+            Self::Pass => "XDP, nothing (floor)",
             Self::Drop => "drop (floor)",
             Self::Receive => "receive (floor)",
             Self::Read => "receive, read (floor)",
@@ -111,7 +114,7 @@ impl Tool {
 
     /// Whether it takes no packet: traffic without and with a hook.
     pub(crate) fn is_blind(self) -> bool {
-        matches!(self, Self::Nobody | Self::LookOn)
+        matches!(self, Self::Nobody | Self::LookOn | Self::Pass)
     }
 
     /// Whether it can be told to take one flow only.
@@ -124,6 +127,7 @@ impl Tool {
         match self {
             Self::Nobody
             | Self::LookOn
+            | Self::Pass
             | Self::Drop
             | Self::Receive
             | Self::Read
@@ -185,6 +189,7 @@ impl Tool {
         let (program, args): (PathBuf, String) = match self {
             Self::Nobody => return Vec::new(),
             Self::LookOn => (own(), format!("floor look-on {interface} {file}")),
+            Self::Pass => (own(), format!("floor pass {interface} {file}")),
             Self::Drop => (own(), format!("floor drop {interface} {file}")),
             Self::Receive => (own(), format!("floor receive {interface} {file}")),
             Self::Read => (own(), format!("floor read {interface} {file}")),
