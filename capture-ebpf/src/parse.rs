@@ -12,7 +12,7 @@
 //! - Ports are known when the protocol has ports, the packet is not a non-first fragment, and the
 //!   four bytes are there.
 
-use core::{hint::cold_path, mem::MaybeUninit};
+use core::mem::MaybeUninit;
 
 /// Extension headers that are followed before the protocol counts as unknown. Real traffic has at
 /// most three or four; a bound is what lets the verifier accept the loop.
@@ -262,7 +262,6 @@ impl Fields {
         let mut ethertype = be16(header, 12);
         let mut offset = ETHERNET_LEN;
         if is_vlan(ethertype) {
-            cold_path();
             let Some(tag) = frame.load::<VLAN_LEN>(offset, scratch) else {
                 return fields;
             };

@@ -1,6 +1,6 @@
 //! How the parser reads a frame in the kernel.
 
-use core::{ffi::c_void, hint::cold_path};
+use core::ffi::c_void;
 
 use aya_ebpf::{
     bindings::{__sk_buff, xdp_md},
@@ -35,7 +35,6 @@ fn load<const N: usize>(
         // fill ring.
         return Some(unsafe { &*(at as *const [u8; N]) });
     }
-    cold_path();
     let to = scratch.as_mut_ptr();
     if copy(offset as u32, to.cast(), N as u32) != 0 {
         return None;

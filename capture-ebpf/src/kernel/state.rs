@@ -1,6 +1,6 @@
 //! The maps, and how the programs read and count in them.
 
-use core::hint::{black_box, cold_path};
+use core::hint::black_box;
 
 use aya_ebpf::{
     macros::map,
@@ -115,7 +115,6 @@ pub(super) fn hits<B: Buffer>(
         return Err(Outcome::Idle);
     };
     if active == 0 {
-        cold_path();
         return Err(Outcome::Idle);
     }
     let tables = TABLES.get((generation & 1) as u32).ok_or(Outcome::Idle)?;
@@ -158,7 +157,6 @@ impl Hit {
             if rest == 0 {
                 break;
             }
-            cold_path();
             each(slot_of(rest));
             rest &= rest - 1;
         }
