@@ -124,6 +124,8 @@ pub struct Interface {
     pub mode: Mode,
     #[serde(default)]
     pub mirror_port: bool,
+    #[serde(default)]
+    pub transport: Transport,
     #[serde(default = "yes")]
     pub promiscuous: bool,
 }
@@ -141,6 +143,19 @@ pub enum Mode {
     Tap,
     /// Redirected.
     Exclusive,
+}
+
+/// By what packets reach the daemon where `mode` is `exclusive`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Transport {
+    /// What suits the driver.
+    #[default]
+    Auto,
+    /// A socket per receive queue.
+    AfXdp,
+    /// A ring per CPU.
+    BpfRing,
 }
 
 /// A folder that captures may be written to.
@@ -423,6 +438,20 @@ mod tests {
         assert_eq!(config.keys.len(), 1);
         assert_eq!(config.destinations.s3_credentials.len(), 1);
         assert!(config.tls.is_some());
+    }
+
+    #[test]
+    fn a_word_that_is_no_transport_is_named_with_those_that_are() {
+        let of = |transport| {
+            let text = format!("[[interfaces]]\nname = \"eth0\"\ntransport = \"{transport}\"");
+            parse(&text).map(|config| config.interfaces[0].transport)
+        };
+        assert_eq!(of("af-xdp").unwrap(), Transport::AfXdp);
+        assert_eq!(of("bpf-ring").unwrap(), Transport::BpfRing);
+        let error = of("dpdk").unwrap_err().to_string();
+        for part in ["transport", "dpdk", "auto", "af-xdp", "bpf-ring"] {
+            assert!(error.contains(part), "{part}: {error}");
+        }
     }
 
     #[test]

@@ -16,7 +16,7 @@ use capture_user::{
 use nix::net::if_::if_nametoindex;
 
 use super::CaptureError;
-use crate::config::{Config, Mode};
+use crate::config::{self, Config, Mode};
 
 pub(super) struct Engines {
     config: EngineConfig,
@@ -43,7 +43,11 @@ impl Engines {
                 Mode::Exclusive => CapturePath::Exclusive {
                     xdp: XdpMode::Auto,
                     mirror_port: interface.mirror_port,
-                    transport: Transport::Auto,
+                    transport: match interface.transport {
+                        config::Transport::Auto => Transport::Auto,
+                        config::Transport::AfXdp => Transport::AfXdp,
+                        config::Transport::BpfRing => Transport::BpfRing,
+                    },
                     socket: SocketConfig::default(),
                     ring_bytes: config.buffers.bpf_ring_bytes.unwrap_or(EXCLUSIVE_RING_BYTES),
                 },

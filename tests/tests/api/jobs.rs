@@ -100,6 +100,28 @@ fn a_capture_holds_just_the_packets_that_match_until_it_is_stopped() {
 }
 
 #[test]
+fn an_exclusive_interface_is_captured_by_the_transport_of_its_configuration() {
+    privileged!();
+    for (transport, said) in [("auto", "BPF rings"), ("af-xdp", "copy"), ("bpf-ring", "BPF rings")]
+    {
+        let (left, right) = (Namespace::new(), Namespace::new());
+        let veth = Veth::new(&left, &right);
+        let more = format!("mode = \"exclusive\"\ntransport = \"{transport}\"");
+        let daemon = Daemon::start(&veth.right, "", &more);
+        let opened = format!("exclusive, native XDP, {said}, 1 queue");
+        assert!(daemon.log().contains(&opened), "{transport}: {}", daemon.log());
+        let mut client = daemon.client();
+        let id = id(&client.create(&daemon.full(&json!({}))));
+        Generator::new(&veth.left, Template::default()).send(1000);
+        wait_until("live counts", 5 * SECOND, || captured(&mut client, &id) == 1000);
+        client.stop(&id);
+        assert_eq!(client.wait(&id)["status"], "success");
+        assert_eq!(packets(&daemon.files(&id)), 1000);
+        assert_eq!(hits_by_the_law(&mut client, &id), 1000);
+    }
+}
+
+#[test]
 fn limits_end_a_capture_and_one_without_packets_fails_as_documented() {
     privileged!();
     let (left, right) = (Namespace::new(), Namespace::new());
