@@ -281,8 +281,8 @@ impl Program {
     pub fn load(object: &[u8], rings: Option<RingSizes>) -> Result<Self, ProgramLoadError> {
         allow_locked_memory();
         let mut loader = EbpfLoader::new();
-        // Intel's and AMD's memory model, and IBM's; not so ARM's, POWER's or RISC-V's.
-        let stores_in_order = u8::from(cfg!(any(target_arch = "x86_64", target_arch = "s390x")));
+        // The memory model of Intel and AMD; not so that of ARM, POWER or RISC-V.
+        let stores_in_order = u8::from(cfg!(target_arch = "x86_64"));
         loader.override_global(globals::STORES_IN_ORDER, &stores_in_order, true);
         let mut state = Switch::default();
         if let Some(RingSizes { last_cpu, bytes }) = rings {
