@@ -31,7 +31,7 @@ impl std::fmt::Debug for Engines {
 
 impl Engines {
     pub(super) fn open(config: &Config) -> Result<Self, EngineError> {
-        let interface = |interface: &crate::config::Interface| InterfaceConfig {
+        let interface = |interface: &config::Interface| InterfaceConfig {
             name: interface.name.clone(),
             path: match interface.mode {
                 Mode::Tap => CapturePath::Tap {

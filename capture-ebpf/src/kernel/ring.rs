@@ -119,41 +119,50 @@ impl Packet for XdpFrame {
 /// There is room for `length` bytes.
 #[inline(always)]
 unsafe fn copy_short(data: usize, end: usize, to: *mut c_void, length: u32) -> bool {
-    let length = length as usize;
-    // SAFETY: as the caller says.
-    unsafe {
-        match length {
-            32..=64 => copy_ends::<4>(data, end, to.cast(), length),
-            65..=128 => copy_ends::<8>(data, end, to.cast(), length),
-            _ => false,
-        }
+    let (to, length) = (to as usize, length as usize);
+    match length {
+        // SAFETY: as the caller says.
+        32..=64 => unsafe { copy_ends::<4>(data, end, to, length) },
+        // SAFETY: as above.
+        65..=128 => unsafe { copy_ends::<8>(data, end, to, length) },
+        _ => false,
     }
 }
 
-/// Copies `N` words from the beginning, and `N` that end where the packet does.
+/// Copies the first `N` words, and the last `N` of `length` bytes: some of them twice.
 ///
 /// # Safety
 ///
 /// There is room for `length` bytes, and they are `N` words at least.
 #[inline(always)]
-unsafe fn copy_ends<const N: usize>(data: usize, end: usize, to: *mut u8, length: usize) -> bool {
+unsafe fn copy_ends<const N: usize>(data: usize, end: usize, to: usize, length: usize) -> bool {
     let behind = length - 8 * N;
     // The compiler would compare where the packet ends instead, of which the verifier learns nothing.
     let last = black_box(data + behind);
     if data + 8 * N > end || last + 8 * N > end {
         return false;
     }
-    for word in 0..N {
-        // SAFETY: the comparison above proves to the verifier that these words are inside the packet's first piece;
+    for at in (0..8 * N).step_by(8) {
+        // SAFETY: the comparisons above prove to the verifier that the words are inside the packet's first piece;
         // there is room for them, as the caller says.
-        unsafe {
-            let first = (data as *const u64).add(word).read_unaligned();
-            to.cast::<u64>().add(word).write_unaligned(first);
-            let last = (last as *const u64).add(word).read_unaligned();
-            to.add(behind).cast::<u64>().add(word).write_unaligned(last);
-        }
+        unsafe { copy_word(data + at, to + at) };
+        // SAFETY: as above.
+        unsafe { copy_word(last + at, to + behind + at) };
     }
     true
+}
+
+/// Copies 8 bytes from one address to another.
+///
+/// # Safety
+///
+/// They may be read there, and written here.
+#[inline(always)]
+unsafe fn copy_word(from: usize, to: usize) {
+    // SAFETY: as the caller says.
+    let word = unsafe { (from as *const u64).read_unaligned() };
+    // SAFETY: as above.
+    unsafe { (to as *mut u64).write_unaligned(word) };
 }
 
 /// Copies a hit into this CPU's ring, if there is room; says whether the packet is a hit. What is only asked of a
