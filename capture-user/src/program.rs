@@ -281,7 +281,9 @@ impl Program {
     pub fn load(object: &[u8], rings: Option<RingSizes>) -> Result<Self, ProgramLoadError> {
         allow_locked_memory();
         let mut loader = EbpfLoader::new();
-        // The memory model of Intel and AMD; not so that of ARM, POWER or RISC-V.
+        // The memory model of Intel and AMD, and the kernel's string copies, too, come before a store that
+        // follows ("Fast-String Operation and Out-of-Order Stores" in Intel's manual, volume 3A); not so on ARM,
+        // POWER or RISC-V.
         let stores_in_order = u8::from(cfg!(target_arch = "x86_64"));
         loader.override_global(globals::STORES_IN_ORDER, &stores_in_order, true);
         let mut state = Switch::default();
